@@ -1,0 +1,36 @@
+#![doc = include_str!("../README.md")]
+
+mod error;
+mod model;
+mod parent;
+mod sys;
+mod task;
+mod wire;
+pub mod worker;
+mod zygote;
+
+pub use error::{Coded, Error, StartError, TaskId};
+pub use model::{CapturedError, ExitStatus, Frame, Latency, PanicReport, Phase, Signal, State, Usage};
+pub use parent::{
+    Finished, MAX_PROCESSES, Map, Metrics, Open, PipeReader, PipeWriter, Pool, PoolBuilder, PoolRun, Process, Relay,
+    Run, Stdio, Task, WARM_WORKERS, Wait, Zygote, ZygoteBuilder, block_on, default_zygote, init,
+    open_blocking_in_process, open_in_process, relay_signals, run_blocking_in_process, run_in_process,
+};
+pub use task::{AsyncTask, BlockingTask, Runtime, WorkerTask};
+#[cfg(feature = "smol")]
+pub use worker::Smol;
+
+/// For the tests of this crate: not part of its interface.
+#[doc(hidden)]
+pub mod test_support {
+    /// Switches kernel capabilities off, as if this kernel lacked them: `all`, `pidfd` or `none`. Call it before the
+    /// first zygote.
+    pub fn limit_capabilities(set: &str) {
+        use crate::sys::caps::{ALL, PIDFD_ONLY, mask};
+        mask(match set {
+            "pidfd" => PIDFD_ONLY,
+            "none" => 0,
+            _ => ALL,
+        });
+    }
+}

@@ -1,0 +1,161 @@
+//! From a prepared task to a worker: its turn, then its socket, its order, its job.
+
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::{
+    conversation::{Job, Line},
+    metrics::Stage,
+    race::{Either, race},
+    roster::{Record, next_id},
+    warm::job_socket,
+    worker::Worker,
+    zygote::{Inner, Zygote},
+};
+use crate::{
+    error::{Error, TaskId},
+    model::Phase,
+    sys,
+    wire::control::{Order, Prepare},
+};
+
+/// A task, checked and encoded: nothing of the caller's is borrowed any more.
+#[derive(Clone, Debug)]
+pub(super) struct Prepared {
+    pub(super) zygote: Zygote,
+    pub(super) name: Arc<str>,
+    pub(super) job: Arc<Job>,
+    pub(super) prepare: Prepare,
+    pub(super) queue_timeout: Option<Duration>,
+    /// Whether the parent wants to know the worker's pid while it lives.
+    pub(super) announce: bool,
+}
+
+/// A task that lost so many warm workers before it began orders one of its own.
+const MOST_WARM: usize = 3;
+
+/// Counts as long as it waits.
+struct Waits<'a>(&'a Inner);
+
+impl<'a> Waits<'a> {
+    fn new(zygote: &'a Inner) -> Self {
+        zygote.counters.queued.fetch_add(1, Ordering::Relaxed);
+        Self(zygote)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.counters.queued.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Prepared {
+    fn task_id(&self) -> TaskId {
+        TaskId { name: self.name.clone(), pid: None }
+    }
+
+    fn failed(&self, step: &'static str) -> impl FnOnce(io::Error) -> Error {
+        let task = self.task_id();
+        move |source| match source.raw_os_error() {
+            // The zygote's end of the control socket is closed.
+            Some(libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN) => Error::ZygoteLost { task, started: Some(false) },
+            _ => Error::Spawn { task, step: step.to_owned(), source: Arc::new(source) },
+        }
+    }
+
+    /// Waits for this task's turn: first come, first served.
+    async fn admit(&self) -> Result<OwnedSemaphorePermit, Error> {
+        let inner: &Arc<Inner> = &self.zygote.0;
+        let permits: &Arc<Semaphore> = &inner.permits;
+        if let Ok(permit) = permits.clone().try_acquire_owned() {
+            return Ok(permit);
+        }
+        let _queued = Waits::new(inner);
+        let turn = permits.clone().acquire_owned();
+        let Some(limit) = self.queue_timeout else {
+            return turn.await.map_err(|_| Error::ShutDown);
+        };
+        let driver = inner.driver().map_err(self.failed("start the driver thread"))?;
+        let timeout = driver.enter(|| tokio::time::sleep(limit));
+        match race(turn, timeout).await {
+            Either::First(permit) => permit.map_err(|_| Error::ShutDown),
+            Either::Second(()) => Err(Error::TimedOut { task: self.task_id(), phase: Phase::Queued, limit }),
+        }
+    }
+
+    /// Waits for a turn and sends the job to a worker: a warm one if there is one, else one that is ordered now.
+    ///
+    /// `tries` counts the warm workers that ended before they began this task.
+    pub(super) async fn dispatch(&self, tries: usize) -> Result<Line, Error> {
+        // Polled in a fork of the process that made the future, perhaps.
+        self.zygote.0.check_owner()?;
+        let counters = &self.zygote.0.counters;
+        let asked = Instant::now();
+        let permit = self.admit().await?;
+        counters.took(Stage::Queued, asked.elapsed());
+        let line = match if tries < MOST_WARM { self.take_warm(permit)? } else { Err(permit) } {
+            Ok(line) => line,
+            Err(permit) => self.order(permit)?,
+        };
+        if tries == 0 {
+            counters.started(line.is_warm());
+        }
+        Ok(line)
+    }
+
+    /// Gives the job to a warm worker. The permit comes back if none stands.
+    fn take_warm(&self, permit: OwnedSemaphorePermit) -> Result<Result<Line, OwnedSemaphorePermit>, Error> {
+        let inner = &self.zygote.0;
+        let driver = inner.driver().map_err(self.failed("start the driver thread"))?;
+        let turn = Instant::now();
+        let (worker, spare) = {
+            // One lock over both: what the zygote says of the worker finds the spare or the record.
+            let mut roster = driver.roster();
+            let Some(spare) = inner.warm().take(self.prepare, inner.busy(), turn) else { return Ok(Err(permit)) };
+            let worker = Worker::new(spare.id, self.name.clone());
+            let kept = (!sys::SENT_FDS_ARE_SAFE).then(|| spare.theirs.clone());
+            let record = Record::new(worker.clone(), self.job.limits, inner.clone(), permit, kept, self.announce, turn);
+            driver.wake_if(roster.add(record));
+            (worker, spare)
+        };
+        let id = worker.id;
+        let sockets = (spare.socket, spare.theirs);
+        let mut line = Line::new(driver, inner.clone(), worker, self.job.clone(), sockets, true);
+        line.send_first();
+        if self.announce {
+            // If the zygote is gone, the driver will see it.
+            let _ = inner.link().send(Order::Announce { worker: id }, &[]);
+        }
+        inner.counters.took(Stage::Dispatched, turn.elapsed());
+        Ok(Ok(line))
+    }
+
+    fn order(&self, permit: OwnedSemaphorePermit) -> Result<Line, Error> {
+        let inner = &self.zygote.0;
+        let driver = inner.driver().map_err(self.failed("start the driver thread"))?;
+        let turn = Instant::now();
+        let (ours, theirs) = job_socket().map_err(self.failed("make a socket pair"))?;
+        let theirs = Arc::new(theirs);
+        let worker = Worker::new(next_id(), self.name.clone());
+        let id = worker.id;
+        // Before the order: the answer finds its record.
+        let kept = (!sys::SENT_FDS_ARE_SAFE).then(|| theirs.clone());
+        let record = Record::new(worker.clone(), self.job.limits, inner.clone(), permit, kept, self.announce, turn);
+        driver.with_roster(|roster| roster.add(record));
+        let order = Order::Fork { worker: id, prepare: self.prepare, announce: self.announce, spare: false };
+        if let Err(e) = inner.link().send(order, &[&theirs]) {
+            driver.roster().remove(id);
+            return Err(self.failed("order a worker")(e));
+        }
+        let mut line = Line::new(driver, inner.clone(), worker, self.job.clone(), (ours, theirs), false);
+        line.send_first();
+        inner.counters.took(Stage::Dispatched, turn.elapsed());
+        Ok(line)
+    }
+}

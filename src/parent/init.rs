@@ -1,0 +1,205 @@
+//! The process-wide zygote and the free functions that use it.
+
+use std::{future::Future, sync::OnceLock};
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{
+    task::{Open, Run, Task},
+    zygote::Zygote,
+};
+use crate::{
+    error::{Error, StartError},
+    sys::role::{self, Role},
+    task::{AsyncTask, BlockingTask},
+};
+
+static DEFAULT: OnceLock<Zygote> = OnceLock::new();
+
+/// Starts the process-wide zygote, which the free functions use. Call it once, first thing in `main`: after privileges
+/// were dropped, the program daemonised and log subscribers are installed, before anything starts a thread, so not under
+/// `#[tokio::main]`.
+///
+/// # Errors
+///
+/// As [`ZygoteBuilder::start`](crate::ZygoteBuilder::start), and [`StartError::AlreadyInitialized`] the second time.
+///
+/// ```
+/// fn main() -> Result<(), Box<dyn std::error::Error>> {
+///     tokio_run_in_process::init()?;
+///     tokio::runtime::Runtime::new()?.block_on(async {
+///         let sum = tokio_run_in_process::run_in_process(async |a: u32, b: u32| a + b, (1, 2)).await?;
+///         assert_eq!(sum, 3);
+///         Ok(())
+///     })
+/// }
+/// ```
+pub fn init() -> Result<(), StartError> {
+    if role::get() != Role::Parent {
+        return Err(StartError::InsideWorker);
+    }
+    if let Some(zygote) = DEFAULT.get() {
+        return Err(match zygote.0.check_owner() {
+            Ok(()) => StartError::AlreadyInitialized,
+            Err(_) => StartError::WrongProcess,
+        });
+    }
+    DEFAULT.set(Zygote::builder().start()?).map_err(|_| StartError::AlreadyInitialized)
+}
+
+/// The zygote that [`init`] started.
+///
+/// # Errors
+///
+/// [`Error::NotInitialized`] without `init`, [`Error::InsideWorker`] in a worker.
+///
+/// ```
+/// tokio_run_in_process::init().unwrap();
+/// let zygote = tokio_run_in_process::default_zygote().unwrap();
+/// println!("pid {}, up to {} processes", zygote.pid(), zygote.available_processes());
+/// ```
+pub fn default_zygote() -> Result<Zygote, Error> {
+    if role::get() != Role::Parent {
+        return Err(Error::InsideWorker);
+    }
+    DEFAULT.get().cloned().ok_or(Error::NotInitialized)
+}
+
+/// Starts the process-wide zygote, builds a multi-thread tokio runtime with I/O and timers, and runs a future on it: the
+/// whole of `main` for most programs.
+///
+/// # Errors
+///
+/// As [`init`], and what building the runtime gives.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let answer = tokio_run_in_process::block_on(async {
+///     tokio_run_in_process::run_in_process(async || 42, ()).await
+/// })??;
+/// assert_eq!(answer, 42);
+/// # Ok(()) }
+/// ```
+pub fn block_on<F: Future>(future: F) -> Result<F::Output, StartError> {
+    init()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    Ok(runtime.map_err(StartError::system("build the runtime"))?.block_on(future))
+}
+
+/// Runs an async function in a fresh process and gives its result.
+///
+/// `function` is any async function or closure that captures nothing, of zero to eight arguments, given as `()`, `a`,
+/// `(a, b)` ...; arguments and result are `serde` types. It runs on a fresh single-threaded tokio runtime in a process
+/// forked for it alone. The arguments are encoded when this is called, so the future is `Send` whatever they are.
+///
+/// # Errors
+///
+/// [`Error`], by cause.
+///
+/// # Cancel safety
+///
+/// Dropping the future ends the task: SIGTERM at once, SIGKILL at the end of its grace period.
+///
+/// ```
+/// use tokio_run_in_process::{block_on, run_in_process};
+///
+/// async fn fib(n: u64) -> u64 {
+///     if n <= 1 { n } else { Box::pin(fib(n - 1)).await + Box::pin(fib(n - 2)).await }
+/// }
+///
+/// block_on(async {
+///     assert_eq!(run_in_process(fib, 10).await.unwrap(), 55);
+/// })
+/// .unwrap();
+/// ```
+pub fn run_in_process<F, A, M>(function: F, arguments: A) -> Run<F::Output>
+where
+    F: AsyncTask<A, M>,
+    A: Serialize + DeserializeOwned + 'static,
+    F::Output: Serialize + DeserializeOwned + Send + 'static,
+{
+    Task::new().run(function, arguments)
+}
+
+/// Starts an async function in a fresh process and gives a handle to it once it executes.
+///
+/// # Errors
+///
+/// [`Error`], if the task could not start.
+///
+/// # Cancel safety
+///
+/// Dropping the future, and later the [`Process`](crate::Process), ends the task as with [`run_in_process`].
+///
+/// ```
+/// use tokio_run_in_process::{block_on, open_in_process};
+///
+/// block_on(async {
+///     let process = open_in_process(async || std::process::id(), ()).await.unwrap();
+///     // ... do other things here ...
+///     assert_eq!(process.pid(), process.wait().await.unwrap());
+/// })
+/// .unwrap();
+/// ```
+pub fn open_in_process<F, A, M>(function: F, arguments: A) -> Open<F::Output>
+where
+    F: AsyncTask<A, M>,
+    A: Serialize + DeserializeOwned + 'static,
+    F::Output: Serialize + DeserializeOwned + Send + 'static,
+{
+    Task::new().open(function, arguments)
+}
+
+/// Runs a plain function in a fresh process, without a runtime there, and gives its result. It may block.
+///
+/// It cannot be dropped half-way, so SIGTERM kills it at once unless it took the signal over
+/// ([`worker::signal`](crate::worker::signal())).
+///
+/// # Errors
+///
+/// [`Error`], by cause.
+///
+/// ```
+/// use tokio_run_in_process::{block_on, run_blocking_in_process};
+///
+/// fn checksum(text: String) -> u32 {
+///     text.bytes().map(u32::from).sum()
+/// }
+///
+/// block_on(async {
+///     assert_eq!(run_blocking_in_process(checksum, "abc".to_owned()).await.unwrap(), 294);
+/// })
+/// .unwrap();
+/// ```
+pub fn run_blocking_in_process<F, A, M>(function: F, arguments: A) -> Run<F::Output>
+where
+    F: BlockingTask<A, M>,
+    A: Serialize + DeserializeOwned + 'static,
+    F::Output: Serialize + DeserializeOwned + Send + 'static,
+{
+    Task::new().run_blocking(function, arguments)
+}
+
+/// Starts a plain function in a fresh process and gives a handle to it: [`run_blocking_in_process`] in the background.
+///
+/// # Errors
+///
+/// [`Error`], if the task could not start.
+///
+/// ```
+/// use tokio_run_in_process::{block_on, open_blocking_in_process};
+///
+/// block_on(async {
+///     let process = open_blocking_in_process(|a: u8, b: u8| a * b, (6, 7)).await.unwrap();
+///     assert_eq!(process.await.unwrap(), 42);
+/// })
+/// .unwrap();
+/// ```
+pub fn open_blocking_in_process<F, A, M>(function: F, arguments: A) -> Open<F::Output>
+where
+    F: BlockingTask<A, M>,
+    A: Serialize + DeserializeOwned + 'static,
+    F::Output: Serialize + DeserializeOwned + Send + 'static,
+{
+    Task::new().open_blocking(function, arguments)
+}

@@ -1,0 +1,156 @@
+//! The fork of a zygote.
+//!
+//! ```text
+//! parent --fork--> throw-away process --fresh thread, fork--> zygote
+//!        reaps it
+//! ```
+//!
+//! The throw-away process exists so that the zygote is born on a thread whose thread-locals nobody has touched: the hash
+//! keys and random generators that the program's main thread already used would otherwise be those of every worker.
+//! Ancestor and serving zygote (recovery) start as one here; the throw-away process is where the ancestor will stand.
+
+use std::{
+    convert::Infallible,
+    io::{self, Write},
+    os::fd::{AsFd, OwnedFd},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicI32, Ordering},
+    },
+    time::Duration,
+};
+
+use super::{inherited, link::Link};
+use crate::{
+    error::StartError,
+    sys::{
+        self, ParentWatch, fd,
+        process::{self, SingleThreaded},
+        role::{self, Role},
+        signal::{self, SignalSet},
+        socket,
+    },
+    wire::control::{FACT_SIZE, Fact, Order},
+    zygote::serve,
+};
+
+/// A zygote that serves.
+pub(super) struct Launched {
+    pub(super) link: Link,
+    pub(super) pid: i32,
+}
+
+/// The zygotes of this process that are alive: another one can be forked from any of them, at any time.
+static PRISTINE: Mutex<Vec<Weak<Link>>> = Mutex::new(Vec::new());
+/// The process that `PRISTINE` belongs to: a fork of it must leave them alone. 0 before there are any.
+static OWNER: AtomicI32 = AtomicI32::new(0);
+
+/// Makes a zygote known as a source of others.
+pub(super) fn remember(link: &Arc<Link>) {
+    OWNER.store(process::pid(), Ordering::Relaxed);
+    let mut known = PRISTINE.lock().unwrap_or_else(PoisonError::into_inner);
+    known.retain(|link| link.strong_count() > 0);
+    known.push(Arc::downgrade(link));
+}
+
+/// Forks a zygote: from this process, or, once there is one, from a pristine zygote.
+pub(super) fn launch(timeout: Duration) -> Result<Launched, StartError> {
+    if role::get() != Role::Parent {
+        return Err(StartError::InsideWorker);
+    }
+    // Before the lock below, which a thread of the original may have held at the fork.
+    if ![0, process::pid()].contains(&OWNER.load(Ordering::Relaxed)) {
+        return Err(StartError::WrongProcess);
+    }
+    let existing: Vec<Arc<Link>> = {
+        let known = PRISTINE.lock().unwrap_or_else(PoisonError::into_inner);
+        known.iter().filter_map(Weak::upgrade).collect()
+    };
+    let signal_pair = existing.is_empty() && inherited::may_have_signal_pair();
+    let (ours, theirs) = socket::pair().map_err(StartError::system("make a socket pair"))?;
+    let watch = ParentWatch::new();
+    let theirs = Arc::new(theirs);
+    let ordered = existing.iter().rev().any(|link| order(link, &theirs, watch.as_ref()).is_ok());
+    if !ordered {
+        fork_first(&theirs, watch, signal_pair)?;
+    }
+    drop(theirs);
+    let pid = wait_until_ready(&ours, timeout).map_err(StartError::system("wait for the zygote"))?;
+    Ok(Launched { link: Link::new(ours), pid })
+}
+
+/// Orders a zygote from another.
+fn order(link: &Link, control: &Arc<OwnedFd>, watch: Option<&ParentWatch>) -> io::Result<()> {
+    let watch = watch.and_then(ParentWatch::as_fd).map(|watch| watch.try_clone_to_owned()).transpose()?.map(Arc::new);
+    let fds: Vec<&Arc<OwnedFd>> = std::iter::once(control).chain(watch.as_ref()).collect();
+    link.send(Order::ForkZygote { watched: watch.is_some() }, &fds)
+}
+
+/// Forks the first zygote of this process, which must have one thread.
+fn fork_first(control: &OwnedFd, watch: Option<ParentWatch>, signal_pair: bool) -> Result<(), StartError> {
+    let proof = match SingleThreaded::check().map_err(StartError::system("count the threads"))? {
+        // A current-thread runtime has no second thread, but its reactor must not be copied.
+        Ok(_) if tokio::runtime::Handle::try_current().is_ok() => return Err(StartError::InsideRuntime),
+        Ok(proof) => proof,
+        Err(_) if tokio::runtime::Handle::try_current().is_ok() => return Err(StartError::InsideRuntime),
+        Err(threads) => return Err(StartError::MultiThreaded { threads }),
+    };
+    // What is buffered now would be printed by every worker again.
+    let _ = io::stdout().flush();
+    sys::env::flush_c_streams();
+    let parent = process::pid();
+    let mut control = Some(control.as_fd().try_clone_to_owned().map_err(StartError::system("copy a socket"))?);
+    let mut watch = watch;
+    let forked = process::fork(proof, || {
+        // No signal may reach the program's handlers in a copy of it.
+        SignalSet::all().apply();
+        if signal_pair {
+            inherited::reserve_signal_pair();
+        }
+        throw_away(control.take().expect("the child runs once"), watch.take(), parent)
+    });
+    drop((control, watch));
+    let child = forked.map_err(StartError::system("fork"))?;
+    let status = match process::reap(child) {
+        Ok((status, _)) => status,
+        // Somebody waits for every child, or ignores SIGCHLD: how the zygote fares is seen on its socket.
+        Err(_) => 0,
+    };
+    match (status >> 8) & 0xff {
+        0 => Ok(()),
+        errno => Err(StartError::system("fork the zygote")(io::Error::from_raw_os_error(errno))),
+    }
+}
+
+/// The throw-away process: forks the zygote from a fresh thread and ends.
+fn throw_away(control: OwnedFd, watch: Option<ParentWatch>, parent: i32) -> Infallible {
+    let forked = process::on_fresh_thread(move |proof| process::fork(proof, move || serve(control, watch, parent)));
+    match forked.and_then(|forked| forked) {
+        Ok(_) => process::exit(0),
+        Err(e) => process::exit(e.raw_os_error().unwrap_or(libc::EAGAIN)),
+    }
+}
+
+fn wait_until_ready(control: &OwnedFd, timeout: Duration) -> io::Result<i32> {
+    use std::os::fd::AsRawFd;
+    let mut bytes = [0; FACT_SIZE];
+    let mut filled = 0;
+    while filled < FACT_SIZE {
+        if !signal::wait_readable(control.as_raw_fd(), Some(timeout))? {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        match socket::receive(control.as_fd(), &mut bytes[filled..], &mut Vec::new(), true)? {
+            0 => return Err(io::Error::other("it ended before it was ready")),
+            n => filled += n,
+        }
+    }
+    match Fact::decode(&bytes).map_err(io::Error::other)? {
+        Fact::Ready { pid } => Ok(pid),
+        fact => Err(io::Error::other(format!("{fact:?} where Ready was expected"))),
+    }
+}
+
+/// `/dev/null` for tasks that ask for it, opened once: later there may be no such path.
+pub(super) fn open_null() -> Result<OwnedFd, StartError> {
+    fd::null().map_err(StartError::system("open /dev/null"))
+}

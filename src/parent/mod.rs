@@ -1,0 +1,38 @@
+//! The user's program: the handles, and the driver behind them.
+//!
+//! The fast path (`run`) stays on the caller's runtime: it orders a worker, writes the job and reads the result there.
+//! The driver, one thread with a small runtime of its own, does what must go on without a caller: it reads the zygote's
+//! facts, keeps the deadlines of every worker, carries escalations to their end, and reads for `Process` handles.
+
+mod config;
+mod conversation;
+mod decode;
+mod dispatch;
+mod driver;
+mod inherited;
+mod init;
+mod launch;
+mod link;
+mod metrics;
+mod pool;
+mod process;
+mod race;
+mod relay;
+mod roster;
+mod stdio;
+mod stream;
+mod task;
+mod warm;
+mod worker;
+mod zygote;
+
+pub use init::{
+    block_on, default_zygote, init, open_blocking_in_process, open_in_process, run_blocking_in_process, run_in_process,
+};
+pub use metrics::{Finished, Metrics};
+pub use pool::{Map, Pool, PoolBuilder, PoolRun};
+pub use process::{Process, Wait};
+pub use relay::{Relay, relay_signals};
+pub use stdio::{PipeReader, PipeWriter, Stdio};
+pub use task::{Open, Run, Task};
+pub use zygote::{MAX_PROCESSES, WARM_WORKERS, Zygote, ZygoteBuilder};

@@ -1,0 +1,216 @@
+//! One worker of a pool, as the future that uses it sees it.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+};
+
+use tokio::runtime::{Handle, Id};
+
+use super::{
+    super::{
+        driver::{self, Driver},
+        process::Process,
+        stream::{Stream, Unwatched},
+        warm::job_socket,
+        zygote::Zygote,
+    },
+    job::PoolJob,
+};
+use crate::{
+    error::{Coded, Error, TaskId},
+    model::{Failure, Terminal},
+    sys::socket,
+    task::Entry,
+    wire::frame::{Frame, Reader},
+};
+
+/// A worker and the line to it. Dropping it ends the worker.
+pub(super) struct Lane {
+    process: Process<()>,
+    line: Line,
+    driver: &'static Driver,
+    served: u64,
+}
+
+/// The parent's end: watched by the runtime that used it last, so that one task after another costs no registration.
+enum Line {
+    Unwatched(OwnedFd),
+    Watched(Stream, Id),
+    Lost,
+}
+
+/// Why a lane gave no outcome.
+pub(super) enum LaneError {
+    /// The worker went before it read the job, so the task did not begin.
+    Unread,
+    /// The worker is gone, or will be: the task's outcome.
+    Ended(Error),
+}
+
+impl Lane {
+    pub(super) async fn start(zygote: &Zygote, name: &str, initializer: Entry) -> Result<Self, Error> {
+        let failed = |source| Error::Spawn {
+            task: TaskId { name: name.into(), pid: None },
+            step: "make a socket pair".to_owned(),
+            source: Arc::new(source),
+        };
+        let driver = driver::get().map_err(failed)?;
+        let (ours, theirs) = job_socket().map_err(failed)?;
+        let process = zygote.task().name(name).open_pool(initializer, theirs).await?;
+        Ok(Self { process, line: Line::Unwatched(ours), driver, served: 0 })
+    }
+
+    pub(super) fn served(&self) -> u64 {
+        self.served
+    }
+
+    pub(super) fn driver(&self) -> &'static Driver {
+        self.driver
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Runs one task. Dropped half-way, the lane must not be used again.
+    pub(super) async fn run(&mut self, job: &PoolJob) -> Result<Result<Vec<u8>, Error>, LaneError> {
+        // Most jobs go at once, before any reactor is involved.
+        let first = match &self.line {
+            Line::Unwatched(socket) => socket::send(socket.as_fd(), &job.bytes, &[], false),
+            Line::Watched(stream, _) => socket::send(stream.as_fd(), &job.bytes, &[], false),
+            Line::Lost => return Err(LaneError::Unread),
+        };
+        let mut sent = match first {
+            Ok(n) => n,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(e) => return Err(self.ended(&e, job).await),
+        };
+        while sent < job.bytes.len() {
+            let stream = self.watch(true, job)?;
+            match stream.write(|socket| socket::send(socket, &job.bytes[sent..], &[], false)).await {
+                Ok(n) => sent += n,
+                Err(e) => return Err(self.ended(&e, job).await),
+            }
+        }
+        let mut reader = Reader::of_pool(job.result_limit);
+        let mut buffer = vec![0; 2048];
+        loop {
+            let stream = self.watch(false, job)?;
+            let n = match stream.read(&mut buffer).await {
+                Ok(0) => return Err(self.ended(&io::ErrorKind::UnexpectedEof.into(), job).await),
+                Ok(n) => n,
+                Err(e) => return Err(self.ended(&e, job).await),
+            };
+            match reader.next(&mut &buffer[..n]) {
+                Ok(None) => {}
+                Ok(Some(Frame::Terminal(terminal))) => {
+                    self.served += 1;
+                    return Ok(self.outcome(terminal, job));
+                }
+                Ok(Some(Frame::Executing)) => unreachable!("not expected, so an error of the reader"),
+                Err(reason) => return Err(LaneError::Ended(Error::Protocol { task: self.task_id(job), reason })),
+            }
+            if reader.missing() > buffer.len() as u64 {
+                buffer.resize(256 << 10, 0);
+            }
+        }
+    }
+
+    /// The line, watched by the runtime that polls this, or else by the driver's, in the direction asked for.
+    fn watch(&mut self, writing: bool, job: &PoolJob) -> Result<&mut Stream, LaneError> {
+        let current = Handle::try_current().ok();
+        let id = current.as_ref().map_or_else(|| self.driver.runtime_id(), Handle::id);
+        let fits = matches!(&self.line, Line::Watched(stream, by) if *by == id && stream.is_writing() == writing);
+        if !fits {
+            let socket = match std::mem::replace(&mut self.line, Line::Lost) {
+                Line::Unwatched(socket) => socket,
+                Line::Watched(stream, _) => stream.into_socket().map_err(|_| LaneError::Ended(Error::ShutDown))?,
+                Line::Lost => return Err(LaneError::Ended(Error::ShutDown)),
+            };
+            let register = || Stream::register(socket, writing);
+            let watched = if current.is_some() { register() } else { self.driver.enter(register) };
+            self.line = Line::Watched(
+                watched.map_err(|unwatched| {
+                    let task = TaskId { name: job.name.clone(), pid: Some(self.process.pid()) };
+                    LaneError::Ended(match unwatched {
+                        Unwatched::NoReactor => Error::NoReactor { task },
+                        Unwatched::Io(e) => {
+                            Error::Spawn { task, step: "watch a socket".to_owned(), source: Arc::new(e) }
+                        }
+                    })
+                })?,
+                id,
+            );
+        }
+        match &mut self.line {
+            Line::Watched(stream, _) => Ok(stream),
+            _ => Err(LaneError::Ended(Error::ShutDown)),
+        }
+    }
+
+    fn task_id(&self, job: &PoolJob) -> TaskId {
+        TaskId { name: job.name.clone(), pid: Some(self.process.pid()) }
+    }
+
+    /// The line ended: how the worker did is the task's outcome.
+    async fn ended(&self, error: &io::Error, job: &PoolJob) -> LaneError {
+        if tokio::runtime::is_rt_shutdown_err(error) {
+            return LaneError::Ended(Error::ShutDown);
+        }
+        // What was sent was never read: Linux says so when the other end closes. Where the kernel does not, a worker that
+        // was killed in the moment before its job was sent counts as killed by it.
+        if matches!(error.raw_os_error(), Some(libc::ECONNRESET | libc::EPIPE)) {
+            if self.served > 0 {
+                return LaneError::Unread;
+            }
+            // A new worker that never came to its first job: its initializer, most likely. Others would fare the same.
+            let task = self.task_id(job);
+            return LaneError::Ended(match self.process.wait().await {
+                Err(Error::Exited { .. } | Error::Signaled { .. }) => {
+                    Error::EndedEarly { task, status: self.process.exited().await.0 }
+                }
+                Err(error) => error.about(task),
+                Ok(()) => Error::Protocol { task, reason: "it left without an answer".to_owned() },
+            });
+        }
+        LaneError::Ended(match self.process.wait().await {
+            Err(error) => error.about(self.task_id(job)),
+            Ok(()) => Error::Protocol { task: self.task_id(job), reason: "it left without an answer".to_owned() },
+        })
+    }
+
+    fn outcome(&self, terminal: Terminal, job: &PoolJob) -> Result<Vec<u8>, Error> {
+        let task = || self.task_id(job);
+        Err(match terminal {
+            Terminal::Returned(bytes) => return Ok(bytes),
+            Terminal::Panicked(report) => Error::Panicked { task: task(), report: Arc::from(report) },
+            Terminal::Cancelled => Error::Cancelled { task: task() },
+            Terminal::Failed(Failure::TooLarge { size, limit }) => Error::TooLarge { task: task(), size, limit },
+            Terminal::Failed(Failure::Decode(reason)) => Error::Decode { task: task(), what: Coded::Arguments, reason },
+            Terminal::Failed(Failure::Encode(reason)) => {
+                Error::Decode { task: task(), what: Coded::ResultInWorker, reason }
+            }
+            Terminal::Failed(Failure::Setup { what, errno }) => {
+                let source = Arc::new(io::Error::from_raw_os_error(errno));
+                Error::Spawn { task: task(), step: what, source }
+            }
+        })
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        if !self.process.is_ours() {
+            // A fork of the parent shares the reactor's kernel object: leaving would unregister the parent's socket.
+            std::mem::forget(std::mem::replace(&mut self.line, Line::Lost));
+        }
+    }
+}
+
+impl std::fmt::Debug for Lane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lane").field("process", &self.process).field("served", &self.served).finish_non_exhaustive()
+    }
+}

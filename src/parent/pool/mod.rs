@@ -1,0 +1,385 @@
+//! Reuse, asked for by name: workers that serve many tasks.
+//!
+//! A pool is a list of idle [`lane`]s and a count of permits. Each lane is an ordinary `Process` (so its worker is armed,
+//! signalled, reaped and reported as any other) with a socket of its own for one task after another. A lane is either
+//! in the list or owned by the one future that uses it; a future that is dropped half-way drops its lane, and with that
+//! ends the worker.
+
+mod job;
+mod lane;
+mod map;
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::sync::Semaphore;
+
+use self::{
+    job::PoolJob,
+    lane::{Lane, LaneError},
+};
+use super::{
+    decode, driver,
+    init::default_zygote,
+    race::{Either, race},
+    zygote::Zygote,
+};
+use crate::{
+    error::{Error, TaskId},
+    model::Phase,
+    task::{AsyncTask, BlockingTask, Entry},
+};
+
+pub use map::Map;
+
+/// Workers that serve one task after another: for speed, at the price of isolation between tasks.
+///
+/// A task costs little more than the trip over a socket. What it leaves in its process (statics, environment, open
+/// files, spawned tasks, damaged memory) the next one finds. What stays as with [`run_in_process`](crate::run_in_process):
+/// the parent is isolated from all of them, a panic or a crash costs exactly the task it happened in, and dropping a
+/// future ends its task, by ending its worker, which is replaced.
+///
+/// Cheap to clone. The workers end when the last clone is dropped and its tasks are done; they count towards the
+/// zygote's `max_processes` as long as they live.
+///
+/// ```
+/// use tokio_run_in_process::{Pool, block_on};
+///
+/// async fn square(n: u64) -> u64 {
+///     n * n
+/// }
+///
+/// block_on(async {
+///     let pool = Pool::builder().workers(2).build().unwrap();
+///     assert_eq!(pool.run(square, 7).await.unwrap(), 49);
+///     let squares = pool.map(square, 1..=4).collect().await.unwrap();
+///     assert_eq!(squares, [1, 4, 9, 16]);
+/// })
+/// .unwrap();
+/// ```
+#[derive(Clone, Debug)]
+pub struct Pool(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    zygote: Zygote,
+    config: Builder,
+    permits: Semaphore,
+    /// The last one used is used next.
+    idle: Mutex<Vec<(Lane, Instant)>>,
+}
+
+#[derive(Clone, Debug)]
+struct Builder {
+    name: Arc<str>,
+    workers: usize,
+    most_tasks: Option<u64>,
+    idle_timeout: Option<Duration>,
+    task_timeout: Option<Duration>,
+    initializer: Entry,
+}
+
+/// Describes a pool: made by [`Pool::builder`].
+#[derive(Clone, Debug)]
+#[must_use = "it makes nothing before `build`"]
+pub struct PoolBuilder {
+    zygote: Result<Zygote, Error>,
+    config: Builder,
+}
+
+impl PoolBuilder {
+    /// How many workers there are at most. They are started when they are needed. Default 2.
+    ///
+    /// # Panics
+    ///
+    /// If `count` is 0.
+    pub fn workers(mut self, count: usize) -> Self {
+        assert!(count > 0, "a pool needs a worker");
+        self.config.workers = count;
+        self
+    }
+
+    /// How many tasks a worker serves before another takes its place: bounds what leaks can add up to. Default: no limit.
+    pub fn max_tasks_per_worker(mut self, count: u64) -> Self {
+        self.config.most_tasks = Some(count.max(1));
+        self
+    }
+
+    /// How long a worker without a task is kept. Default: as long as the pool.
+    pub fn idle_timeout(mut self, time: Duration) -> Self {
+        self.config.idle_timeout = Some(time);
+        self
+    }
+
+    /// How long a task may run. Then its worker is ended and its outcome is [`Error::TimedOut`]. Default: no limit.
+    pub fn task_timeout(mut self, limit: Duration) -> Self {
+        self.config.task_timeout = Some(limit);
+        self
+    }
+
+    /// The name of its workers, in `ps` and in errors. Default `pool`.
+    pub fn name(mut self, name: impl AsRef<str>) -> Self {
+        self.config.name = name.as_ref().into();
+        self
+    }
+
+    /// What every new worker does first: loads a model into a static, opens a connection. If it panics, the task that
+    /// needed the worker has that as its outcome.
+    ///
+    /// ```
+    /// use std::sync::OnceLock;
+    /// use tokio_run_in_process::{Pool, block_on};
+    ///
+    /// static TABLE: OnceLock<Vec<u64>> = OnceLock::new();
+    ///
+    /// async fn build_table() {
+    ///     let _ = TABLE.set((0..100).map(|n| n * n).collect());
+    /// }
+    ///
+    /// block_on(async {
+    ///     let pool = Pool::builder().initializer(build_table).build().unwrap();
+    ///     let looked_up = pool.run(async |n: usize| TABLE.get().unwrap()[n], 9).await;
+    ///     assert_eq!(looked_up.unwrap(), 81);
+    /// })
+    /// .unwrap();
+    /// ```
+    pub fn initializer<F, M>(mut self, function: F) -> Self
+    where
+        F: AsyncTask<(), M, Output = ()>,
+    {
+        self.config.initializer = Entry::of_async::<F, (), M>(function);
+        self
+    }
+
+    /// Makes the pool. No worker is started yet.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotInitialized`] and the like, as for a task.
+    pub fn build(self) -> Result<Pool, Error> {
+        let zygote = self.zygote?;
+        zygote.0.check_owner()?;
+        let permits = Semaphore::new(self.config.workers);
+        let idle_timeout = self.config.idle_timeout;
+        let inner = Arc::new(Inner { zygote, config: self.config, permits, idle: Mutex::default() });
+        if let Some(time) = idle_timeout {
+            inner.clone().keep_idle_for(time)?;
+        }
+        Ok(Pool(inner))
+    }
+}
+
+impl Inner {
+    fn task_id(&self) -> TaskId {
+        TaskId { name: self.config.name.clone(), pid: None }
+    }
+
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<(Lane, Instant)>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets workers go that had no task for so long. On the driver, which is told by the pool's end.
+    fn keep_idle_for(self: Arc<Self>, time: Duration) -> Result<(), Error> {
+        let driver = driver::get().map_err(|e| Error::Spawn {
+            task: self.task_id(),
+            step: "start the driver thread".to_owned(),
+            source: Arc::new(e),
+        })?;
+        let pool = Arc::downgrade(&self);
+        drop(self);
+        driver.spawn(async move {
+            loop {
+                tokio::time::sleep((time / 4).max(Duration::from_millis(1))).await;
+                let Some(pool) = pool.upgrade() else { return };
+                let mut idle = pool.idle();
+                let old = idle.partition_point(|(_, since)| since.elapsed() >= time);
+                let old: Vec<_> = idle.drain(..old).collect();
+                drop(idle);
+                drop(old);
+            }
+        });
+        Ok(())
+    }
+
+    /// A lane to use: the one that was used last, or a new one.
+    async fn lane(&self) -> Result<Lane, Error> {
+        let idle = self.idle().pop();
+        match idle {
+            Some((lane, _)) => Ok(lane),
+            None => Lane::start(&self.zygote, &self.config.name, self.config.initializer).await,
+        }
+    }
+
+    /// Runs one job from its turn to its result.
+    async fn serve(&self, job: &PoolJob) -> Result<Vec<u8>, Error> {
+        self.zygote.0.check_owner()?;
+        let _permit = self.permits.acquire().await.map_err(|_| Error::ShutDown)?;
+        loop {
+            let mut lane = self.lane().await?;
+            let outcome = match self.config.task_timeout {
+                None => lane.run(job).await,
+                Some(limit) => {
+                    let timer = lane.driver().enter(|| tokio::time::sleep(limit));
+                    match race(lane.run(job), timer).await {
+                        Either::First(outcome) => outcome,
+                        Either::Second(()) => {
+                            let task = TaskId { name: job.name.clone(), pid: Some(lane.pid()) };
+                            return Err(Error::TimedOut { task, phase: Phase::Running, limit });
+                        }
+                    }
+                }
+            };
+            match outcome {
+                // It went before it read the job: another worker will do it, unseen.
+                Err(LaneError::Unread) => {}
+                // The worker is gone or of no use; dropped with its lane.
+                Err(LaneError::Ended(error)) => return Err(error),
+                Ok(outcome) => {
+                    if self.config.most_tasks.is_none_or(|most| lane.served() < most) {
+                        self.idle().push((lane, Instant::now()));
+                    }
+                    return outcome;
+                }
+            }
+        }
+    }
+}
+
+/// The future of [`Pool::run`] and its like: runs the task when it is polled, and ends it when it is dropped.
+#[must_use = "futures do nothing unless they are awaited"]
+pub struct PoolRun<T>(Pin<Box<dyn Future<Output = Result<T, Error>> + Send>>);
+
+impl<T> Future for PoolRun<T> {
+    type Output = Result<T, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(context)
+    }
+}
+
+impl<T> fmt::Debug for PoolRun<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PoolRun")
+    }
+}
+
+impl Pool {
+    /// Starts to describe a pool of the zygote that [`init`](crate::init) started.
+    pub fn builder() -> PoolBuilder {
+        PoolBuilder::of(default_zygote())
+    }
+
+    fn start<T>(&self, job: Result<PoolJob, Error>) -> PoolRun<T>
+    where
+        T: DeserializeOwned + Send + 'static,
+    {
+        let pool = self.0.clone();
+        PoolRun(Box::pin(async move {
+            let job = job?;
+            let bytes = pool.serve(&job).await?;
+            let name = job.name;
+            decode::decode(bytes, move || TaskId { name, pid: None }).await
+        }))
+    }
+
+    /// Runs an async function in a worker of the pool.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`], by cause, as [`run_in_process`](crate::run_in_process).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends the task, if it has begun, by ending its worker.
+    pub fn run<F, A, M>(&self, function: F, arguments: A) -> PoolRun<F::Output>
+    where
+        F: AsyncTask<A, M>,
+        A: Serialize + DeserializeOwned + 'static,
+        F::Output: Serialize + DeserializeOwned + Send + 'static,
+    {
+        self.start(self.job::<F, A>(Entry::of_async(function), &arguments))
+    }
+
+    /// Runs a plain function in a worker of the pool.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run).
+    ///
+    /// ```
+    /// use tokio_run_in_process::{Pool, block_on};
+    ///
+    /// block_on(async {
+    ///     let pool = Pool::builder().build().unwrap();
+    ///     assert_eq!(pool.run_blocking(|a: u32, b: u32| a + b, (1, 2)).await.unwrap(), 3);
+    /// })
+    /// .unwrap();
+    /// ```
+    pub fn run_blocking<F, A, M>(&self, function: F, arguments: A) -> PoolRun<F::Output>
+    where
+        F: BlockingTask<A, M>,
+        A: Serialize + DeserializeOwned + 'static,
+        F::Output: Serialize + DeserializeOwned + Send + 'static,
+    {
+        self.start(self.job::<F, A>(Entry::of_blocking(function), &arguments))
+    }
+
+    /// Runs an async function for every item, as many at a time as there are workers: see [`Map`].
+    pub fn map<F, A, M, I>(&self, function: F, items: I) -> Map<F::Output>
+    where
+        F: AsyncTask<A, M> + Send,
+        A: Serialize + DeserializeOwned + 'static,
+        F::Output: Serialize + DeserializeOwned + Send + 'static,
+        I: IntoIterator<Item = A>,
+        I::IntoIter: Send + 'static,
+    {
+        let pool = self.clone();
+        let start = move |item| pool.start(pool.job::<F, A>(Entry::of_async(function), &item));
+        Map::new(items.into_iter().map(start), self.0.config.workers)
+    }
+
+    fn job<F, A: Serialize>(&self, entry: Entry, arguments: &A) -> Result<PoolJob, Error> {
+        PoolJob::new::<F, A>(&self.0.zygote, entry, arguments)
+    }
+
+    /// How many workers stand idle.
+    pub fn idle_workers(&self) -> usize {
+        self.0.idle().len()
+    }
+}
+
+impl Zygote {
+    /// Starts to describe a pool of this zygote.
+    ///
+    /// ```
+    /// # let zygote = tokio_run_in_process::Zygote::builder().start().unwrap();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let pool = zygote.pool().workers(4).max_tasks_per_worker(1000).build().unwrap();
+    /// assert_eq!(pool.run(async |n: u8| n, 1).await.unwrap(), 1);
+    /// # })
+    /// ```
+    pub fn pool(&self) -> PoolBuilder {
+        PoolBuilder::of(Ok(self.clone()))
+    }
+}
+
+impl PoolBuilder {
+    fn of(zygote: Result<Zygote, Error>) -> Self {
+        let config = Builder {
+            name: "pool".into(),
+            workers: 2,
+            most_tasks: None,
+            idle_timeout: None,
+            task_timeout: None,
+            initializer: Entry::of_async(async || ()),
+        };
+        Self { zygote, config }
+    }
+}

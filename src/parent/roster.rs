@@ -1,0 +1,350 @@
+//! Every worker that was ordered and is not known to be gone: its lifecycle, its deadline, and what signals it.
+//!
+//! Shared by the callers and the driver under one lock, held for microseconds. The lock order is roster, then link.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    io,
+    os::fd::{AsFd, OwnedFd, RawFd},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{
+    link::Link,
+    metrics::Stage,
+    worker::{Exit, Worker},
+    zygote::Inner,
+};
+use crate::{
+    model::{Action, Event, ExitStatus, Lifecycle, Limits, Signal, WorkerId},
+    sys::{process, socket},
+    wire::control::{Fact, Order},
+};
+
+/// What the parent holds for one worker until it is gone.
+pub(super) struct Record {
+    worker: Arc<Worker>,
+    life: Lifecycle,
+    /// When its outcome was known.
+    finished: Option<Instant>,
+    pidfd: Option<OwnedFd>,
+    /// It has a pid that a signal can reach: the zygote said so, or will not say it and knows it when it is asked.
+    reachable: bool,
+    /// Signals that were asked for before the worker had a pid.
+    early: Vec<Signal>,
+    /// The worker's end of its job socket. Kept until the zygote has it: where descriptors travel by reference to the
+    /// sender (macOS), one that is closed on its way is lost.
+    theirs: Option<Arc<OwnedFd>>,
+    /// The number of our end, until its reader has heard that the task executes. Whoever closes it takes this away first.
+    listener: Option<RawFd>,
+    /// SIGKILL was due. A zygote that was asked for it may die before it does it.
+    killed: bool,
+    /// Nobody reads our end of its job socket any more.
+    unheard: bool,
+    /// Our end, when nobody reads it any more but the worker still runs: closing it would kill the worker at once.
+    ours: Option<OwnedFd>,
+    /// Keeps the zygote: a worker that was let go of needs it to the end.
+    zygote: Arc<Inner>,
+    /// Counts until the process is gone, not until the task is done.
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Record {
+    pub(super) fn new(
+        worker: Arc<Worker>,
+        limits: Limits,
+        zygote: Arc<Inner>,
+        permit: OwnedSemaphorePermit,
+        theirs: Option<Arc<OwnedFd>>,
+        announced: bool,
+        now: Instant,
+    ) -> Self {
+        Self {
+            worker,
+            life: Lifecycle::new(limits, now),
+            finished: None,
+            pidfd: None,
+            reachable: !announced,
+            early: Vec::new(),
+            theirs,
+            listener: None,
+            killed: false,
+            unheard: false,
+            ours: None,
+            zygote,
+            _permit: permit,
+        }
+    }
+
+    fn signal(&mut self, signal: Signal) -> io::Result<()> {
+        self.killed |= signal == Signal::KILL;
+        if !self.reachable {
+            self.early.push(signal);
+            return Ok(());
+        }
+        if let Some(pidfd) = &self.pidfd {
+            match process::signal_pidfd(pidfd, signal) {
+                Ok(()) => return Ok(()),
+                // It is gone; nothing else can have its descriptor.
+                Err(e) if e.raw_os_error() == Some(libc::ESRCH) => return Err(e),
+                // EPERM, if privileges were dropped after `init`: the zygote still has them.
+                Err(_) => {}
+            }
+        }
+        // SIGKILL is for all that the worker started. By pidfd the zygote does that when it reaps.
+        let group = signal == Signal::KILL;
+        let sent = self.zygote.link().send(Order::Signal { worker: self.worker.id, signal, group }, &[]);
+        if sent.is_err() && signal == Signal::KILL {
+            // No zygote either. An armed worker dies of the end of its job socket.
+            self.ours = None;
+            self.worker.status.send_modify(|status| status.cut = true);
+            return Ok(());
+        }
+        sent
+    }
+
+    fn perform(&mut self, action: Action) {
+        // A worker that is gone needs no signal, and if the zygote is gone its job socket is the last word.
+        match action {
+            Action::None => {}
+            Action::Terminate => {
+                let _ = self.signal(Signal::TERM);
+                // A stopped worker must go on to see it.
+                let _ = self.signal(Signal::CONT);
+            }
+            Action::Kill => {
+                super::driver::warn_killed(&self.worker, self.life.cause());
+                let _ = self.signal(Signal::KILL);
+                // An armed worker dies of this by the kernel's hand, should the zygote be stopped.
+                self.ours = None;
+            }
+        }
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Roster {
+    records: HashMap<WorkerId, Record>,
+    deadlines: BTreeSet<(Instant, WorkerId)>,
+    /// Until when the driver sleeps; a deadline before that must wake it.
+    sleeps_until: Option<Instant>,
+}
+
+/// A number that no other worker of this program has.
+pub(super) fn next_id() -> WorkerId {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    WorkerId(LAST.fetch_add(1, Ordering::Relaxed) + 1)
+}
+
+/// A driver that is this late was not just busy.
+const OVERSLEPT: Duration = Duration::from_secs(1);
+
+/// Whether the driver must be woken, because a deadline came that is sooner than the one it waits for.
+#[must_use]
+pub(super) struct Sooner(pub(super) bool);
+
+impl Roster {
+    pub(super) fn add(&mut self, record: Record) -> Sooner {
+        let id = record.worker.id;
+        let sooner = self.schedule(record.life.deadline(), id);
+        self.records.insert(id, record);
+        sooner
+    }
+
+    /// Takes back what was added, when the order could not be sent.
+    pub(super) fn remove(&mut self, id: WorkerId) {
+        if let Some(record) = self.records.remove(&id) {
+            self.unschedule(record.life.deadline(), id);
+        }
+    }
+
+    /// Whether a worker has a task, so that what happens to it is the task's business.
+    pub(super) fn knows(&self, id: WorkerId) -> bool {
+        self.records.contains_key(&id)
+    }
+
+    fn schedule(&mut self, deadline: Option<Instant>, id: WorkerId) -> Sooner {
+        let Some(deadline) = deadline else { return Sooner(false) };
+        self.deadlines.insert((deadline, id));
+        Sooner(self.sleeps_until.is_none_or(|until| deadline < until))
+    }
+
+    fn unschedule(&mut self, deadline: Option<Instant>, id: WorkerId) {
+        if let Some(deadline) = deadline {
+            self.deadlines.remove(&(deadline, id));
+        }
+    }
+
+    /// Tells the worker's lifecycle what happened and does what it answers.
+    pub(super) fn on(&mut self, id: WorkerId, event: Event) -> Sooner {
+        let Some(record) = self.records.get_mut(&id) else { return Sooner(false) };
+        let (before, cause) = (record.life.deadline(), record.life.cause());
+        if matches!(event, Event::Executing | Event::Finished) {
+            record.theirs = None;
+        }
+        let now = Instant::now();
+        let late = matches!(event, Event::Deadline { .. }) && record.listener.is_some_and(socket::has_input);
+        // It did start: only its caller does not poll, and has not read that.
+        let event = if late { Event::Executing } else { event };
+        if event == Event::Finished {
+            record.finished = Some(now);
+        }
+        let action = record.life.on(event, now);
+        if !record.life.is_starting() {
+            record.listener = None;
+        }
+        record.perform(action);
+        let (after, new_cause) = (record.life.deadline(), record.life.cause());
+        if new_cause != cause {
+            record.worker.status.send_modify(|status| status.cause = new_cause);
+        }
+        if record.unheard && record.worker.status.borrow().cut {
+            self.gone(id, Exit::Lost);
+            return Sooner(false);
+        }
+        if before == after {
+            return Sooner(false);
+        }
+        self.unschedule(before, id);
+        self.schedule(after, id)
+    }
+
+    /// Signals a worker on behalf of the user. ESRCH if it is gone.
+    pub(super) fn signal(&mut self, id: WorkerId, signal: Signal) -> io::Result<()> {
+        match self.records.get_mut(&id) {
+            Some(record) => record.signal(signal),
+            None => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+        }
+    }
+
+    /// Says where `Executing` will arrive, and that it will not be looked for there any more.
+    pub(super) fn set_listener(&mut self, id: WorkerId, socket: Option<RawFd>) {
+        if let Some(record) = self.records.get_mut(&id) {
+            record.listener = socket.filter(|_| record.life.is_starting());
+        }
+    }
+
+    /// Nobody listens to the worker any more. Our end of its job socket, if it is given, stays open until it is gone.
+    pub(super) fn leave(&mut self, id: WorkerId, socket: Option<OwnedFd>) {
+        let Some(record) = self.records.get_mut(&id) else { return };
+        record.unheard = true;
+        record.ours = socket;
+        if record.ours.is_none() && record.worker.status.borrow().orphaned {
+            self.gone(id, Exit::Lost);
+        }
+    }
+
+    /// The same of a worker that has said all it had to say. The driver closes the socket with the rest: the kernel may
+    /// have more to do then (it collects what was in flight), and the caller has its value sooner.
+    pub(super) fn leave_done(&mut self, id: WorkerId, socket: Option<OwnedFd>) {
+        let orphaned = self.records.get(&id).is_some_and(|record| record.worker.status.borrow().orphaned);
+        self.leave(id, socket.filter(|_| !orphaned));
+    }
+
+    /// The workers of a zygote, for the relay.
+    pub(super) fn ids(&self, link: &Link) -> Vec<WorkerId> {
+        self.records
+            .values()
+            .filter(|record| std::ptr::eq(&**record.zygote.link(), link))
+            .map(|record| record.worker.id)
+            .collect()
+    }
+
+    /// Handles the deadlines that have passed, and says when the next one is.
+    pub(super) fn expire(&mut self, now: Instant) -> Option<Instant> {
+        while let Some(&(deadline, id)) = self.deadlines.first() {
+            if deadline > now {
+                break;
+            }
+            let overslept = now.duration_since(deadline) > OVERSLEPT;
+            let Sooner(_) = self.on(id, Event::Deadline { overslept });
+            self.deadlines.remove(&(deadline, id));
+        }
+        self.sleeps_until = self.deadlines.first().map(|&(deadline, _)| deadline);
+        self.sleeps_until
+    }
+
+    /// Takes in what a zygote said.
+    pub(super) fn learn(&mut self, fact: Fact, pidfd: Option<OwnedFd>) {
+        match fact {
+            Fact::Forked { worker, pid, .. } => {
+                let Some(record) = self.records.get_mut(&worker) else { return };
+                record.reachable = true;
+                record.pidfd = pidfd;
+                let theirs = record.theirs.take();
+                for signal in std::mem::take(&mut record.early) {
+                    let _ = record.signal(signal);
+                }
+                record.worker.status.send_modify(|status| status.pid = u32::try_from(pid).ok());
+                drop(theirs);
+            }
+            Fact::NotForked { worker, errno } => self.gone(worker, Exit::NotForked(errno)),
+            Fact::Exited { worker, pid, status, usage } => {
+                let status = ExitStatus::from_raw(status);
+                if let Some(record) = self.records.get(&worker) {
+                    // Who waits is told with the exit, below.
+                    record.worker.status.send_if_modified(|status| {
+                        status.pid = u32::try_from(pid).ok();
+                        false
+                    });
+                }
+                self.gone(worker, Exit::Reaped { status, usage: Some(usage) });
+            }
+            Fact::Stopped { worker } => {
+                if let Some(record) = self.records.get(&worker) {
+                    record.worker.status.send_modify(|status| status.stopped = true);
+                }
+            }
+            Fact::Ready { .. } | Fact::ZygoteForked { .. } => {}
+        }
+    }
+
+    /// The worker is gone: lets go of all that was held for it.
+    pub(super) fn gone(&mut self, id: WorkerId, exit: Exit) {
+        let Some(mut record) = self.records.remove(&id) else { return };
+        self.unschedule(record.life.deadline(), id);
+        let now = Instant::now();
+        // The exit may be told before the last words were read.
+        let took = record.finished.map_or(Duration::ZERO, |finished| now.saturating_duration_since(finished));
+        record.zygote.counters.took(Stage::Exited, took);
+        record.life.on(Event::Exited, now);
+        let worker = record.worker.clone();
+        // The permit first: whoever sees the exit may count on it.
+        drop(record);
+        worker.status.send_modify(|status| {
+            status.exit.get_or_insert(exit);
+        });
+    }
+
+    /// A zygote is lost. Gives the workers whose end can still be seen by a pidfd. For the others the job socket is the
+    /// last word, and where nobody reads that any more there is none.
+    pub(super) fn zygote_lost(&mut self, link: &Link) -> Vec<(WorkerId, OwnedFd)> {
+        let mut watched = Vec::new();
+        for id in self.ids(link) {
+            let Some(record) = self.records.get_mut(&id) else { continue };
+            record.theirs = None;
+            // A signal that waits for its pid would wait for ever.
+            record.reachable = true;
+            match record.pidfd.as_ref().and_then(|pidfd| pidfd.try_clone().ok()) {
+                Some(pidfd) => watched.push((id, pidfd)),
+                None if record.unheard => self.gone(id, Exit::Lost),
+                None => record.worker.status.send_modify(|status| {
+                    status.orphaned = true;
+                    status.cut |= record.killed;
+                }),
+            }
+        }
+        watched
+    }
+}
+
+/// Ends the sending side of a job socket for good: a worker that has not said `Executing` cannot start any more.
+pub(super) fn revoke(job: impl AsFd) {
+    socket::shutdown(job, std::net::Shutdown::Read);
+}

@@ -1,0 +1,88 @@
+//! The parent's end of a job socket on a tokio runtime. It first writes, if the job did not go at once, then it reads;
+//! never both.
+//!
+//! tokio's `UnixStream` watches both directions, and a task would pay for that with two needless wake-ups of its caller:
+//! "writable" when it is registered, and again when the worker has read its job. tokio's pipes watch one direction of
+//! any descriptor, so they are what is used here.
+
+use std::{
+    future::poll_fn,
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+};
+
+use tokio::{
+    io::{AsyncRead, ReadBuf},
+    net::unix::pipe,
+};
+
+/// A socket that is watched.
+pub(super) enum Stream {
+    Writing(pipe::Sender),
+    Reading(pipe::Receiver),
+}
+
+/// Why a socket cannot be watched.
+pub(super) enum Unwatched {
+    Io(io::Error),
+    /// The runtime was built without I/O.
+    NoReactor,
+}
+
+impl Stream {
+    /// Registers a socket that does not block with the current runtime.
+    pub(super) fn register(socket: OwnedFd, writing: bool) -> Result<Self, Unwatched> {
+        // tokio panics where I/O is not enabled and offers no way to ask before.
+        let registered = catch_unwind(AssertUnwindSafe(|| {
+            if writing {
+                pipe::Sender::from_owned_fd_unchecked(socket).map(Self::Writing)
+            } else {
+                pipe::Receiver::from_owned_fd_unchecked(socket).map(Self::Reading)
+            }
+        }));
+        registered.map_err(|_| Unwatched::NoReactor)?.map_err(Unwatched::Io)
+    }
+
+    pub(super) fn is_writing(&self) -> bool {
+        matches!(self, Self::Writing(_))
+    }
+
+    /// Ends the registration and gives the socket back.
+    pub(super) fn into_socket(self) -> io::Result<OwnedFd> {
+        match self {
+            Self::Writing(pipe) => pipe.into_nonblocking_fd(),
+            Self::Reading(pipe) => pipe.into_nonblocking_fd(),
+        }
+    }
+
+    /// Writes by `send` as soon as there is room.
+    pub(super) async fn write(&self, mut send: impl FnMut(BorrowedFd<'_>) -> io::Result<usize>) -> io::Result<usize> {
+        let Self::Writing(pipe) = self else { return Err(io::ErrorKind::InvalidInput.into()) };
+        loop {
+            pipe.writable().await?;
+            match pipe.try_io(|| send(pipe.as_fd())) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// Reads some bytes. By `poll_read`, which, unlike `try_read`, knows after a short read that nothing is left.
+    pub(super) async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Self::Reading(pipe) = self else { return Err(io::ErrorKind::InvalidInput.into()) };
+        let mut buffer = ReadBuf::new(buffer);
+        poll_fn(|context| Pin::new(&mut *pipe).poll_read(context, &mut buffer)).await?;
+        Ok(buffer.filled().len())
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Writing(pipe) => pipe.as_fd(),
+            Self::Reading(pipe) => pipe.as_fd(),
+        }
+    }
+}

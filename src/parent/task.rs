@@ -1,0 +1,416 @@
+//! A task's options, and the two ways to start it.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fmt,
+    future::Future,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{
+    conversation::Job,
+    decode,
+    dispatch::Prepared,
+    init::default_zygote,
+    process::{self, Process},
+    stdio::{self, Pipes, Stdio},
+    zygote::Zygote,
+};
+use crate::{
+    error::{Error, TaskId},
+    model::Limits,
+    task::{AsyncTask, BlockingTask, Entry, Runtime, RuntimeEntry},
+    wire::{
+        control::Prepare,
+        job::{self, HEADER_SIZE, Header, Host, Options},
+        payload,
+    },
+};
+
+/// A task with options: what [`std::thread::Builder`] is to threads and [`std::process::Command`] to programs.
+///
+/// It can be run and opened any number of times.
+///
+/// ```
+/// use std::time::Duration;
+/// use tokio_run_in_process::{Task, block_on};
+///
+/// async fn greeting() -> Option<String> {
+///     std::env::var("GREETING").ok()
+/// }
+///
+/// block_on(async {
+///     let task = Task::new().name("greeter").env("GREETING", "hello").timeout(Duration::from_secs(5));
+///     assert_eq!(task.run(greeting, ()).await.unwrap().as_deref(), Some("hello"));
+///     assert!(std::env::var_os("GREETING").is_none());
+/// })
+/// .unwrap();
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "a task starts with `run` or `open`"]
+pub struct Task {
+    zygote: Result<Zygote, Error>,
+    options: Options,
+    stdio: [Stdio; 3],
+    runtime: Option<RuntimeEntry>,
+    timeout: Option<Duration>,
+    queue_timeout: Option<Duration>,
+    startup_timeout: Option<Duration>,
+    grace_period: Option<Duration>,
+    result_limit: Option<u64>,
+}
+
+impl Default for Task {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Task {
+    /// A task with the default options, for the zygote of [`init`](crate::init). Without one, `run` and `open` give
+    /// [`Error::NotInitialized`].
+    pub fn new() -> Self {
+        Self::with(default_zygote())
+    }
+
+    pub(super) fn with(zygote: Result<Zygote, Error>) -> Self {
+        Self {
+            zygote,
+            options: Options::default(),
+            stdio: [Stdio::null(), Stdio::inherit(), Stdio::inherit()],
+            runtime: None,
+            timeout: None,
+            queue_timeout: None,
+            startup_timeout: None,
+            grace_period: None,
+            result_limit: None,
+        }
+    }
+
+    /// Names it, in errors, in `worker::name()` and (15 bytes of it) in `ps`. Default: the path of the function, in
+    /// errors only.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.options.name = Some(name.into());
+        self
+    }
+
+    /// How long it may run, from the start of its execution. Then it is ended as if dropped, and its outcome is
+    /// [`Error::TimedOut`], at once. Default: no limit.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tokio_run_in_process::*; block_on(async {
+    /// let task = Task::new().timeout(Duration::from_millis(50));
+    /// assert!(task.run(std::future::pending::<()>, ()).await.unwrap_err().is_timeout());
+    /// # }).unwrap();
+    /// ```
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.timeout = Some(limit);
+        self
+    }
+
+    /// How long it may wait for its turn when as many processes as allowed hold a task. Default: no limit.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tokio_run_in_process::Zygote;
+    /// let zygote = Zygote::builder().max_processes(1).start().unwrap();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let _busy = zygote.open_in_process(std::future::pending::<()>, ()).await.unwrap();
+    /// let hasty = zygote.task().queue_timeout(Duration::from_millis(50));
+    /// assert!(hasty.run(async || 1, ()).await.unwrap_err().is_retryable());
+    /// # })
+    /// ```
+    pub fn queue_timeout(mut self, limit: Duration) -> Self {
+        self.queue_timeout = Some(limit);
+        self
+    }
+
+    /// How long its worker may take to come up and start it. Default: the zygote's.
+    pub fn startup_timeout(mut self, limit: Duration) -> Self {
+        self.startup_timeout = Some(limit);
+        self
+    }
+
+    /// How long it has between SIGTERM and SIGKILL when it is ended; zero is SIGKILL at once. Default: the zygote's.
+    pub fn grace_period(mut self, period: Duration) -> Self {
+        self.grace_period = Some(period);
+        self
+    }
+
+    /// The largest encoded result that is accepted, in bytes; more is [`Error::TooLarge`]. Default: the zygote's.
+    ///
+    /// ```
+    /// # use tokio_run_in_process::*; block_on(async {
+    /// let error = Task::new().result_limit(100).run(async || "x".repeat(1000), ()).await.unwrap_err();
+    /// assert!(matches!(error, Error::TooLarge { limit: 100, .. }));
+    /// # }).unwrap();
+    /// ```
+    pub fn result_limit(mut self, bytes: u64) -> Self {
+        self.result_limit = Some(bytes);
+        self
+    }
+
+    /// Sets a variable of its environment, which else is the program's as it was when the zygote was started.
+    pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.options.env.insert(key.as_ref().to_owned(), Some(value.as_ref().to_owned()));
+        self
+    }
+
+    /// Sets several variables.
+    pub fn envs<K: AsRef<OsStr>, V: AsRef<OsStr>>(self, variables: impl IntoIterator<Item = (K, V)>) -> Self {
+        variables.into_iter().fold(self, |task, (key, value)| task.env(key, value))
+    }
+
+    /// Removes a variable.
+    pub fn env_remove(mut self, key: impl AsRef<OsStr>) -> Self {
+        self.options.env.insert(key.as_ref().to_owned(), None);
+        self
+    }
+
+    /// Removes every variable, and what was set here before.
+    pub fn env_clear(mut self) -> Self {
+        self.options.env.clear();
+        self.options.env_clear = true;
+        self
+    }
+
+    /// Its working directory, which else is the program's as it was when the zygote was started.
+    pub fn current_dir(mut self, dir: impl AsRef<Path>) -> Self {
+        self.options.current_dir = Some(OsString::from(dir.as_ref()));
+        self
+    }
+
+    /// Its standard input. Default [`Stdio::null`].
+    pub fn stdin(mut self, stdin: Stdio) -> Self {
+        self.stdio[0] = stdin;
+        self
+    }
+
+    /// Its standard output. Default [`Stdio::inherit`].
+    pub fn stdout(mut self, stdout: Stdio) -> Self {
+        self.stdio[1] = stdout;
+        self
+    }
+
+    /// Its standard error. Default [`Stdio::inherit`].
+    pub fn stderr(mut self, stderr: Stdio) -> Self {
+        self.stdio[2] = stderr;
+        self
+    }
+
+    /// Runs an async function on another runtime than the worker's tokio: [`Smol`](crate::Smol) (feature `smol`), or
+    /// one of your own.
+    pub fn runtime<R: Runtime>(mut self) -> Self {
+        self.runtime = Some(RuntimeEntry::of::<R>());
+        self
+    }
+
+    /// Runs an async function in a fresh process: see [`run_in_process`](crate::run_in_process).
+    pub fn run<F, A, M>(&self, function: F, arguments: A) -> Run<F::Output>
+    where
+        F: AsyncTask<A, M>,
+        A: Serialize + DeserializeOwned + 'static,
+        F::Output: Serialize + DeserializeOwned + Send + 'static,
+    {
+        Run::new(self.prepare::<F, A>(Entry::of_async(function), self.async_host(), &arguments))
+    }
+
+    /// Opens an async function in a fresh process: see [`open_in_process`](crate::open_in_process).
+    pub fn open<F, A, M>(&self, function: F, arguments: A) -> Open<F::Output>
+    where
+        F: AsyncTask<A, M>,
+        A: Serialize + DeserializeOwned + 'static,
+        F::Output: Serialize + DeserializeOwned + Send + 'static,
+    {
+        Open::new(self.prepare::<F, A>(Entry::of_async(function), self.async_host(), &arguments))
+    }
+
+    /// Runs a plain function in a fresh process: see [`run_blocking_in_process`](crate::run_blocking_in_process).
+    pub fn run_blocking<F, A, M>(&self, function: F, arguments: A) -> Run<F::Output>
+    where
+        F: BlockingTask<A, M>,
+        A: Serialize + DeserializeOwned + 'static,
+        F::Output: Serialize + DeserializeOwned + Send + 'static,
+    {
+        Run::new(self.prepare::<F, A>(Entry::of_blocking(function), Host::Blocking, &arguments))
+    }
+
+    /// Opens a plain function in a fresh process: see [`open_blocking_in_process`](crate::open_blocking_in_process).
+    pub fn open_blocking<F, A, M>(&self, function: F, arguments: A) -> Open<F::Output>
+    where
+        F: BlockingTask<A, M>,
+        A: Serialize + DeserializeOwned + 'static,
+        F::Output: Serialize + DeserializeOwned + Send + 'static,
+    {
+        Open::new(self.prepare::<F, A>(Entry::of_blocking(function), Host::Blocking, &arguments))
+    }
+
+    fn async_host(&self) -> Host {
+        self.runtime.map_or(Host::Tokio, |runtime| Host::Custom(runtime.address()))
+    }
+
+    /// Opens a worker of a pool, whose tasks come on `line`.
+    pub(super) fn open_pool(&self, initializer: Entry, line: OwnedFd) -> Open<()> {
+        Open::new(self.prepare_with::<(), ()>(initializer, Host::Pool, &(), Some(Arc::new(line))))
+    }
+
+    fn prepare<F, A: Serialize>(&self, entry: Entry, host: Host, arguments: &A) -> Result<(Prepared, Pipes), Error> {
+        self.prepare_with::<F, A>(entry, host, arguments, None)
+    }
+
+    /// Checks and encodes everything: what can fail without a process fails here, and the future needs nothing of the
+    /// caller's.
+    fn prepare_with<F, A: Serialize>(
+        &self,
+        entry: Entry,
+        host: Host,
+        arguments: &A,
+        line: Option<Arc<OwnedFd>>,
+    ) -> Result<(Prepared, Pipes), Error> {
+        let zygote = self.zygote.clone()?;
+        let inner = &zygote.0;
+        inner.check_owner()?;
+        let name: Arc<str> = self.options.name.as_deref().unwrap_or(std::any::type_name::<F>()).into();
+        let task = || TaskId { name: name.clone(), pid: None };
+        self.check_options().map_err(|reason| Error::InvalidOption { task: task(), reason })?;
+        if !inner.modules.contain(entry.address()) {
+            return Err(Error::UnknownCode { task: task() });
+        }
+        let (replaced, mut fds, pipes) = stdio::open(&self.stdio, &inner.null).map_err(|e| Error::Spawn {
+            task: task(),
+            step: "open stdio".to_owned(),
+            source: Arc::new(e),
+        })?;
+        fds.extend(line);
+        let mut bytes = vec![0; HEADER_SIZE];
+        let custom = replaced != [false; 3] || self.options != Options::default();
+        if custom {
+            job::encode_options(&Options { stdio: replaced, ..self.options.clone() }, &mut bytes);
+        }
+        let options = bytes.len() - HEADER_SIZE;
+        payload::encode_into(arguments, &mut bytes, u64::MAX).map_err(|e| Error::encode(task(), e))?;
+        let result_limit = self.result_limit.unwrap_or(inner.config.result_limit);
+        let header = Header {
+            fds: u32::try_from(fds.len()).expect("four at most"),
+            entry: entry.address(),
+            options: options as u64,
+            arguments: (bytes.len() - HEADER_SIZE - options) as u64,
+            host,
+            result_limit,
+        };
+        bytes[..HEADER_SIZE].copy_from_slice(&header.encode());
+        let limits = Limits {
+            startup: self.startup_timeout.unwrap_or(inner.config.startup_timeout),
+            running: self.timeout,
+            grace: self.grace_period.unwrap_or(inner.config.grace_period),
+        };
+        let prepared = Prepared {
+            name,
+            job: Arc::new(Job { bytes, fds, result_limit, limits }),
+            prepare: if matches!(host, Host::Tokio | Host::Pool) { Prepare::Tokio } else { Prepare::Nothing },
+            queue_timeout: self.queue_timeout,
+            // An error of a task that is cut names its pid.
+            announce: self.timeout.is_some(),
+            zygote,
+        };
+        Ok((prepared, pipes))
+    }
+
+    /// What the worker could not tell us about nicely.
+    fn check_options(&self) -> Result<(), String> {
+        for (key, value) in &self.options.env {
+            let bad_key = key.is_empty() || key.as_bytes().iter().any(|&b| b == 0 || b == b'=');
+            if bad_key {
+                return Err(format!("{key:?} is not a name of a variable"));
+            }
+            if value.as_ref().is_some_and(|value| value.as_bytes().contains(&0)) {
+                return Err(format!("the value of the variable {key:?} contains a zero byte"));
+            }
+        }
+        if self.options.current_dir.as_ref().is_some_and(|dir| dir.as_bytes().contains(&0)) {
+            let dir = self.options.current_dir.as_ref().map(PathBuf::from);
+            return Err(format!("the directory {dir:?} contains a zero byte"));
+        }
+        Ok(())
+    }
+}
+
+type BoxFuture<T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send>>;
+
+/// The future of [`run_in_process`](crate::run_in_process) and its like: runs the task when it is polled, and ends it
+/// when it is dropped.
+#[must_use = "futures do nothing unless they are awaited"]
+pub struct Run<T>(BoxFuture<T>);
+
+/// The future of [`open_in_process`](crate::open_in_process) and its like: gives the handle once the task executes.
+#[must_use = "futures do nothing unless they are awaited"]
+pub struct Open<T>(BoxFuture<Process<T>>);
+
+impl<T: DeserializeOwned + Send + 'static> Run<T> {
+    fn new(prepared: Result<(Prepared, Pipes), Error>) -> Self {
+        Self(Box::pin(async move {
+            let (prepared, pipes) = prepared?;
+            let here = tokio::runtime::Handle::try_current().is_ok();
+            if !here || pipes.stdin.is_some() || pipes.outputs.iter().any(Option::is_some) {
+                // Another executor polls this, or there are pipes to read: the driver can.
+                return process::open::<T>(prepared, pipes).await?.into_value().await;
+            }
+            for tries in 0.. {
+                let line = prepared.dispatch(tries).await?;
+                let (worker, warm) = (line.worker().clone(), line.is_warm());
+                match line.register()?.hold().await {
+                    // It did not begin: another worker will do it, unseen.
+                    Err(Error::EndedEarly { .. }) if warm => {}
+                    Err(error) => return Err(error),
+                    Ok(bytes) => return decode::decode(bytes, || worker.task_id()).await,
+                }
+            }
+            unreachable!("there is no end of tries")
+        }))
+    }
+}
+
+impl<T: DeserializeOwned + Send + 'static> Open<T> {
+    fn new(prepared: Result<(Prepared, Pipes), Error>) -> Self {
+        Self(Box::pin(async move {
+            let (prepared, pipes) = prepared?;
+            process::open(prepared, pipes).await
+        }))
+    }
+}
+
+impl<T> Future for Run<T> {
+    type Output = Result<T, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(context)
+    }
+}
+
+impl<T> Future for Open<T> {
+    type Output = Result<Process<T>, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(context)
+    }
+}
+
+impl<T> fmt::Debug for Run<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Run")
+    }
+}
+
+impl<T> fmt::Debug for Open<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Open")
+    }
+}

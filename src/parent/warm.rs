@@ -1,0 +1,164 @@
+//! Warm workers: processes that stand ready, runtime built, blocked on their job sockets.
+//!
+//! A spare was ordered like any worker, only before its task was there; so a task that takes one goes the same way as a
+//! task that orders one, with the order left out. Spares are single-use, hold no permit, and end when their socket is
+//! closed. They are replaced when a task's process has exited, by the driver, which is awake then anyway: never at the
+//! cost of the task that is being dispatched.
+//!
+//! The newest goes first (its memory is still in the caches), but not before it had the time to come up.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{link::Link, roster::next_id};
+use crate::{
+    model::{Demand, WorkerId},
+    sys::{fd, socket},
+    wire::control::{Order, Prepare},
+};
+
+/// How long a fresh spare is left to come up while an older one is there: a fork and a runtime, with room to spare.
+const COMES_UP: Duration = Duration::from_micros(300);
+/// How long none is ordered after the system had no process to give.
+const RESPITE: Duration = Duration::from_millis(100);
+
+/// A worker without a task.
+#[derive(Debug)]
+pub(super) struct Spare {
+    pub(super) id: WorkerId,
+    /// The parent's end of its job socket, not watched by any runtime yet.
+    pub(super) socket: OwnedFd,
+    /// The worker's end, to be armed when it has its job (see `sys::arm`).
+    pub(super) theirs: Arc<OwnedFd>,
+    since: Instant,
+}
+
+#[derive(Debug)]
+struct Kind {
+    prepare: Prepare,
+    demand: Demand,
+    /// The oldest first.
+    standing: Vec<Spare>,
+}
+
+/// The spares of one zygote.
+#[derive(Debug)]
+pub(super) struct WarmSet {
+    kinds: [Kind; 2],
+    respite: Option<Instant>,
+}
+
+impl WarmSet {
+    /// `base` tokio workers at least, `cap` of a kind at most. Workers without a runtime stand only where they are used.
+    pub(super) fn new(base: usize, cap: usize) -> Self {
+        let kind = |prepare, base| Kind { prepare, demand: Demand::new(base, cap), standing: Vec::new() };
+        Self { kinds: [kind(Prepare::Tokio, base), kind(Prepare::Nothing, 0)], respite: None }
+    }
+
+    fn kind(&mut self, prepare: Prepare) -> &mut Kind {
+        &mut self.kinds[usize::from(prepare == Prepare::Nothing)]
+    }
+
+    /// How many stand.
+    pub(super) fn len(&self) -> usize {
+        self.kinds.iter().map(|kind| kind.standing.len()).sum()
+    }
+
+    /// Takes one for a task, as one of `busy` that are under way.
+    pub(super) fn take(&mut self, prepare: Prepare, busy: usize, now: Instant) -> Option<Spare> {
+        let kind = self.kind(prepare);
+        kind.demand.task(busy, now);
+        let is_up = |spare: &Spare| now.saturating_duration_since(spare.since) >= COMES_UP;
+        let at = kind.standing.iter().rposition(is_up).unwrap_or(0);
+        (at < kind.standing.len()).then(|| kind.standing.remove(at))
+    }
+
+    /// One is gone, or is of no use any more.
+    pub(super) fn remove(&mut self, id: WorkerId) -> Option<Spare> {
+        self.kinds.iter_mut().find_map(|kind| {
+            let at = kind.standing.iter().position(|spare| spare.id == id)?;
+            Some(kind.standing.remove(at))
+        })
+    }
+
+    /// None can be used any more.
+    pub(super) fn clear(&mut self) {
+        self.kinds.iter_mut().for_each(|kind| kind.standing.clear());
+    }
+
+    /// The system had no process for one: the others can wait, too.
+    pub(super) fn failed(&mut self, now: Instant) {
+        self.respite = Some(now + RESPITE);
+    }
+
+    /// Takes those out that are too many; the oldest go. Their workers end when they are dropped.
+    pub(super) fn surplus(&mut self, now: Instant) -> Vec<Spare> {
+        let surplus = self.kinds.iter_mut().flat_map(|kind| {
+            let surplus = kind.standing.len().saturating_sub(kind.demand.target(now));
+            kind.standing.drain(..surplus)
+        });
+        surplus.collect()
+    }
+
+    /// When there is something to do though nothing happens.
+    pub(super) fn next(&self, now: Instant) -> Option<Instant> {
+        let falls = self.kinds.iter().filter_map(|kind| kind.demand.falls_at(now));
+        falls.chain(self.respite.filter(|&respite| respite > now)).min()
+    }
+
+    /// Orders those that are missing. After an error the next try is a while off.
+    pub(super) fn refill(&mut self, link: &Link, now: Instant) -> io::Result<()> {
+        if self.respite.is_some_and(|respite| respite > now) {
+            return Ok(());
+        }
+        self.respite = None;
+        for n in 0..self.kinds.len() {
+            let kind = &self.kinds[n];
+            let missing = kind.demand.target(now).saturating_sub(kind.standing.len());
+            for _ in 0..missing {
+                if let Err(e) = self.order(n, link, now) {
+                    self.failed(now);
+                    return Err(e);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Orders the first ones, for which there is time.
+    pub(super) fn fill(&mut self, link: &Link, timeout: Duration) {
+        let start = Instant::now();
+        while let Err(e) = self.refill(link, Instant::now()) {
+            if e.kind() != io::ErrorKind::WouldBlock || start.elapsed() > timeout {
+                return;
+            }
+            // More than the socket holds: the zygote is busy with the others.
+            let _ = link.wait_for_room(Duration::from_millis(50));
+            self.respite = None;
+        }
+    }
+
+    fn order(&mut self, kind: usize, link: &Link, now: Instant) -> io::Result<()> {
+        let kind = &mut self.kinds[kind];
+        let (socket, theirs) = job_socket()?;
+        let (id, theirs) = (next_id(), Arc::new(theirs));
+        // A message for each: of several descriptors in one message some may be lost at the zygote's limit, and nobody
+        // could say of whom.
+        link.try_send(Order::Fork { worker: id, prepare: kind.prepare, announce: false, spare: true }, &theirs)?;
+        // What the zygote says of it is looked at under the lock that the caller holds.
+        kind.standing.push(Spare { id, socket, theirs, since: now });
+        Ok(())
+    }
+}
+
+/// A pair of job sockets: the parent's end, which does not block, and the worker's.
+pub(super) fn job_socket() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (ours, theirs) = socket::pair()?;
+    socket::refuse_fds(&ours);
+    fd::set_nonblocking(ours.as_raw_fd(), true)?;
+    Ok((ours, theirs))
+}

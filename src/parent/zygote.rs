@@ -1,0 +1,332 @@
+//! The handle to a zygote.
+
+use std::{
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::Semaphore;
+
+pub use super::config::{MAX_PROCESSES, WARM_WORKERS};
+use super::{
+    config::Config,
+    driver::{self, Driver},
+    launch,
+    link::Link,
+    metrics::Counters,
+    task::{Open, Run, Task},
+    warm::WarmSet,
+};
+use crate::{
+    error::{Error, StartError},
+    model::{Signal, WorkerId},
+    sys::{self, CodeModules, fd, process, role},
+    task::{AsyncTask, BlockingTask},
+    wire::control::{Fact, Order},
+};
+
+/// Descriptors for what is neither a warm worker nor a task: the library's own, and the program's.
+const FEW: u64 = 24;
+
+/// A handle to a zygote: the small process, forked from this one before it had threads, that forks a fresh worker for
+/// every task.
+///
+/// Cheap to clone; the zygote ends, with its workers, when the last handle and the last task are gone. Most programs
+/// have one, made by [`init`](crate::init), and use the free functions.
+///
+/// ```
+/// use tokio_run_in_process::Zygote;
+///
+/// async fn square(n: u64) -> u64 {
+///     n * n
+/// }
+///
+/// fn main() -> Result<(), Box<dyn std::error::Error>> {
+///     let zygote = Zygote::builder().max_processes(4).start()?; // before the runtime
+///     tokio::runtime::Runtime::new()?.block_on(async {
+///         assert_eq!(zygote.run_in_process(square, 7).await?, 49);
+///         Ok(())
+///     })
+/// }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Zygote(pub(super) Arc<Inner>);
+
+/// What the handles of one zygote share.
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) config: Config,
+    link: Arc<Link>,
+    pid: u32,
+    /// The process that started it. Only that one may use it: a fork of it has a copy of everything but the threads.
+    owner: i32,
+    pub(super) permits: Arc<Semaphore>,
+    pub(super) modules: CodeModules,
+    pub(super) null: Arc<OwnedFd>,
+    /// The lock order: roster, then this, then the link.
+    warm: Mutex<WarmSet>,
+    pub(super) counters: Counters,
+    served: OnceLock<()>,
+}
+
+impl Inner {
+    /// Refuses wherever this handle is only a copy.
+    pub(super) fn check_owner(&self) -> Result<(), Error> {
+        if role::get() == role::Role::Worker {
+            return Err(Error::InsideWorker);
+        }
+        if self.owner != process::pid() {
+            return Err(Error::WrongProcess);
+        }
+        Ok(())
+    }
+
+    pub(super) fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    /// The driver, serving this zygote.
+    pub(super) fn driver(self: &Arc<Self>) -> std::io::Result<&'static Driver> {
+        let driver = driver::get()?;
+        if self.served.get().is_none() {
+            driver.serve_once(self, &self.served)?;
+        }
+        Ok(driver)
+    }
+
+    pub(super) fn warm(&self) -> MutexGuard<'_, WarmSet> {
+        self.warm.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many tasks are under way.
+    pub(super) fn busy(&self) -> usize {
+        self.config.max_processes.min(Semaphore::MAX_PERMITS).saturating_sub(self.permits.available_permits())
+    }
+
+    /// Brings the warm workers to their number, and says when to look again though nothing happens.
+    pub(super) fn keep_warm(&self, now: Instant, refill: bool) -> Option<Instant> {
+        let mut warm = self.warm();
+        let surplus = warm.surplus(now);
+        if refill {
+            let _ = warm.refill(&self.link, now);
+        }
+        let next = warm.next(now);
+        drop(warm);
+        // Closes their sockets, and they end.
+        drop(surplus);
+        next
+    }
+
+    /// What the zygote says of a worker that no task had: it was not forked, it ended, or somebody stopped it.
+    pub(super) fn lost_spare(&self, fact: Fact, worker: WorkerId) {
+        let mut warm = self.warm();
+        match fact {
+            Fact::NotForked { .. } => warm.failed(Instant::now()),
+            Fact::Stopped { .. } => {
+                // It would not see the end of its socket.
+                let _ = self.link.send(Order::Signal { worker, signal: Signal::KILL, group: true }, &[]);
+            }
+            _ => {}
+        }
+        warm.remove(worker);
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.owner == process::pid() && role::get() == role::Role::Parent {
+            self.link.close();
+        }
+    }
+}
+
+impl Zygote {
+    /// Starts to describe a zygote.
+    pub fn builder() -> ZygoteBuilder {
+        ZygoteBuilder { max_processes: None, warm: None, startup_timeout: None, grace_period: None, result_limit: None }
+    }
+
+    /// The pid of the zygote's process.
+    pub fn pid(&self) -> u32 {
+        self.0.pid
+    }
+
+    /// A task with options of its own, to run with this zygote.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # let zygote = tokio_run_in_process::Zygote::builder().start().unwrap();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let two = zygote.task().timeout(Duration::from_secs(5)).run(async |a: u8, b: u8| a + b, (1, 1)).await;
+    /// assert_eq!(two.unwrap(), 2);
+    /// # })
+    /// ```
+    pub fn task(&self) -> Task {
+        Task::with(Ok(self.clone()))
+    }
+
+    /// [`run_in_process`](crate::run_in_process) with this zygote.
+    pub fn run_in_process<F, A, M>(&self, function: F, arguments: A) -> Run<F::Output>
+    where
+        F: AsyncTask<A, M>,
+        A: serde::Serialize + serde::de::DeserializeOwned + 'static,
+        F::Output: serde::Serialize + serde::de::DeserializeOwned + Send + 'static,
+    {
+        self.task().run(function, arguments)
+    }
+
+    /// [`open_in_process`](crate::open_in_process) with this zygote.
+    pub fn open_in_process<F, A, M>(&self, function: F, arguments: A) -> Open<F::Output>
+    where
+        F: AsyncTask<A, M>,
+        A: serde::Serialize + serde::de::DeserializeOwned + 'static,
+        F::Output: serde::Serialize + serde::de::DeserializeOwned + Send + 'static,
+    {
+        self.task().open(function, arguments)
+    }
+
+    /// [`run_blocking_in_process`](crate::run_blocking_in_process) with this zygote.
+    pub fn run_blocking_in_process<F, A, M>(&self, function: F, arguments: A) -> Run<F::Output>
+    where
+        F: BlockingTask<A, M>,
+        A: serde::Serialize + serde::de::DeserializeOwned + 'static,
+        F::Output: serde::Serialize + serde::de::DeserializeOwned + Send + 'static,
+    {
+        self.task().run_blocking(function, arguments)
+    }
+
+    /// [`open_blocking_in_process`](crate::open_blocking_in_process) with this zygote.
+    pub fn open_blocking_in_process<F, A, M>(&self, function: F, arguments: A) -> Open<F::Output>
+    where
+        F: BlockingTask<A, M>,
+        A: serde::Serialize + serde::de::DeserializeOwned + 'static,
+        F::Output: serde::Serialize + serde::de::DeserializeOwned + Send + 'static,
+    {
+        self.task().open_blocking(function, arguments)
+    }
+
+    /// How many more processes could hold a task right now.
+    ///
+    /// ```
+    /// let zygote = tokio_run_in_process::Zygote::builder().max_processes(3).start().unwrap();
+    /// assert_eq!(zygote.available_processes(), 3);
+    /// ```
+    pub fn available_processes(&self) -> usize {
+        self.0.permits.available_permits()
+    }
+}
+
+/// Describes a zygote: made by [`Zygote::builder`]. What it does not say comes from the environment
+/// (`TOKIO_RUN_IN_PROCESS_MAX_PROCS`, `TOKIO_RUN_IN_PROCESS_STARTUP_TIMEOUT` in seconds), or else is the default.
+///
+/// ```
+/// use std::time::Duration;
+/// use tokio_run_in_process::Zygote;
+///
+/// let zygote = Zygote::builder()
+///     .max_processes(32)
+///     .startup_timeout(Duration::from_secs(10))
+///     .grace_period(Duration::from_millis(500))
+///     .result_limit(1 << 20)
+///     .start()
+///     .unwrap();
+/// assert_eq!(zygote.available_processes(), 32);
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "it starts nothing before `start`"]
+pub struct ZygoteBuilder {
+    max_processes: Option<usize>,
+    warm: Option<usize>,
+    startup_timeout: Option<Duration>,
+    grace_period: Option<Duration>,
+    result_limit: Option<u64>,
+}
+
+impl ZygoteBuilder {
+    /// How many processes may hold a task at a time; one more waits for its turn. Default [`MAX_PROCESSES`].
+    pub fn max_processes(mut self, count: usize) -> Self {
+        self.max_processes = Some(count);
+        self
+    }
+
+    /// How many warm workers stand ready: single-use processes, runtime built, that only wait for a task. Default
+    /// [`WARM_WORKERS`]; 0 means none, ever. They come on top of [`max_processes`](Self::max_processes); under load there
+    /// are more for a while. Each costs a process of about 100 kB, and two descriptors of this program.
+    ///
+    /// ```
+    /// let zygote = tokio_run_in_process::Zygote::builder().warm(1).start().unwrap();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// assert_eq!(zygote.run_in_process(async || 42, ()).await.unwrap(), 42);
+    /// # })
+    /// ```
+    pub fn warm(mut self, count: usize) -> Self {
+        self.warm = Some(count);
+        self
+    }
+
+    /// How long a worker may take to come up and start its task. Default 5 seconds.
+    pub fn startup_timeout(mut self, timeout: Duration) -> Self {
+        self.startup_timeout = Some(timeout);
+        self
+    }
+
+    /// How long a task that is asked to end (SIGTERM) has before it is killed (SIGKILL). Default 2 seconds.
+    pub fn grace_period(mut self, period: Duration) -> Self {
+        self.grace_period = Some(period);
+        self
+    }
+
+    /// The largest encoded result that is accepted, in bytes. Default 1 GiB.
+    pub fn result_limit(mut self, bytes: u64) -> Self {
+        self.result_limit = Some(bytes);
+        self
+    }
+
+    /// Forks the zygote.
+    ///
+    /// The first one of a program must be started when there is one thread and no runtime, so first thing in `main`:
+    /// after privileges were dropped, the program daemonised and log subscribers are installed (the workers inherit
+    /// them), before anything starts a thread. Later ones are forked from a zygote that is there, at any time.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] names the cause: a second thread, a runtime, a worker, a variable that is malformed, or what the
+    /// system refused. Nothing is left behind then.
+    pub fn start(self) -> Result<Zygote, StartError> {
+        let mut config = Config::from_env(|name| std::env::var_os(name))?;
+        config.max_processes = self.max_processes.unwrap_or(config.max_processes);
+        config.warm = self.warm.or(config.warm);
+        config.startup_timeout = self.startup_timeout.unwrap_or(config.startup_timeout);
+        config.grace_period = self.grace_period.unwrap_or(config.grace_period);
+        config.result_limit = self.result_limit.unwrap_or(config.result_limit);
+        let config = config.check()?;
+        if let Some(warm) = config.warm.filter(|&warm| warm > 0) {
+            let needed = (warm as u64).saturating_mul(2).saturating_add(FEW);
+            let limit = fd::limit().map_err(StartError::system("ask for the limit of descriptors"))?;
+            if needed > limit {
+                return Err(StartError::Descriptors { needed, limit });
+            }
+        }
+        let null = Arc::new(launch::open_null()?);
+        let modules = sys::code_modules();
+        let launched = launch::launch(config.startup_timeout)?;
+        let link = Arc::new(launched.link);
+        launch::remember(&link);
+        let base = config.warm.unwrap_or(WARM_WORKERS);
+        let inner = Arc::new(Inner {
+            config,
+            link,
+            pid: launched.pid.unsigned_abs(),
+            owner: process::pid(),
+            permits: Arc::new(Semaphore::new(config.max_processes.min(Semaphore::MAX_PERMITS))),
+            modules,
+            null,
+            warm: Mutex::new(WarmSet::new(base, config.most_warm())),
+            counters: Counters::default(),
+            served: OnceLock::new(),
+        });
+        inner.warm().fill(&inner.link, config.startup_timeout);
+        Ok(Zygote(inner))
+    }
+}

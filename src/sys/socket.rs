@@ -1,0 +1,214 @@
+//! Socket pairs, and messages that carry descriptors.
+
+use std::{
+    io, mem,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+};
+
+use super::{
+    caps::{Capability, has},
+    check, check_size, fd, os,
+};
+
+/// Most descriptors that one message can carry (`SCM_MAX_FD`).
+pub(crate) const MAX_FDS: usize = 253;
+
+/// A connected pair of stream sockets, closed on exec, numbered above stdio.
+pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (a, b) = os::socket_pair()?;
+    Ok((fd::above_stdio(a)?, fd::above_stdio(b)?))
+}
+
+/// Lets a socket refuse descriptors, where the kernel can (Linux 6.16): a worker must not be able to hand the parent
+/// one whose mere close blocks.
+pub(crate) fn refuse_fds(socket: impl AsFd) {
+    if has(Capability::RefuseFds) {
+        os::refuse_fds(socket.as_fd().as_raw_fd());
+    }
+}
+
+/// Room for the control message of `MAX_FDS` descriptors, aligned as the kernel wants it.
+#[repr(C)]
+union Control {
+    _align: libc::cmsghdr,
+    bytes: [u8; 1100],
+}
+
+/// Sends bytes, and descriptors with the first of them. May send fewer bytes; never raises SIGPIPE.
+pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>], wait: bool) -> io::Result<usize> {
+    assert!(fds.len() <= MAX_FDS, "one message carries at most {MAX_FDS} descriptors");
+    let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // SAFETY: an all-zero msghdr is valid; the fields that matter are set below.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = &raw mut iov;
+    message.msg_iovlen = 1;
+    let mut control = Control { bytes: [0; 1100] };
+    if !fds.is_empty() {
+        let size = u32::try_from(mem::size_of_val(fds)).unwrap_or(u32::MAX);
+        message.msg_control = (&raw mut control).cast();
+        // SAFETY: pure arithmetic.
+        message.msg_controllen = unsafe { libc::CMSG_SPACE(size) } as _;
+        // SAFETY: msg_control points to a live, aligned buffer that is large enough for MAX_FDS.
+        let header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+        // SAFETY: not null, since the buffer has room for a header; nobody else refers to the buffer.
+        let header = unsafe { &mut *header };
+        header.cmsg_level = libc::SOL_SOCKET;
+        header.cmsg_type = libc::SCM_RIGHTS;
+        // SAFETY: pure arithmetic.
+        header.cmsg_len = unsafe { libc::CMSG_LEN(size) } as _;
+        // SAFETY: the header is live and its data lies behind it in the same buffer.
+        let data = unsafe { libc::CMSG_DATA(header) }.cast::<RawFd>();
+        for (i, fd) in fds.iter().enumerate() {
+            // SAFETY: `i` is below MAX_FDS, for which the buffer has room.
+            let slot = unsafe { data.add(i) };
+            // SAFETY: as above.
+            unsafe { slot.write_unaligned(fd.as_raw_fd()) };
+        }
+    }
+    let flags = os::MSG_NOSIGNAL | if wait { 0 } else { libc::MSG_DONTWAIT };
+    loop {
+        // SAFETY: the message points to live buffers of the lengths it says.
+        match check_size(unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) }) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+/// Receives bytes, and puts the descriptors that came with them into `fds`. 0 is the end of the stream.
+///
+/// At the descriptor limit the kernel delivers the bytes and drops the descriptors; that is an error here, never "none
+/// were sent".
+pub(crate) fn receive(
+    socket: BorrowedFd<'_>,
+    bytes: &mut [u8],
+    fds: &mut Vec<OwnedFd>,
+    wait: bool,
+) -> io::Result<usize> {
+    match receive_at_the_limit(socket, bytes, fds, wait)? {
+        Received { dropped: true, .. } => Err(io::Error::from_raw_os_error(libc::EMFILE)),
+        Received { bytes, .. } => Ok(bytes),
+    }
+}
+
+/// What [`receive_at_the_limit`] got.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Received {
+    pub(crate) bytes: usize,
+    /// There were more descriptors than this process may have. They are closed; the bytes are whole.
+    pub(crate) dropped: bool,
+}
+
+/// The same for a receiver that can do without the descriptors.
+pub(crate) fn receive_at_the_limit(
+    socket: BorrowedFd<'_>,
+    bytes: &mut [u8],
+    fds: &mut Vec<OwnedFd>,
+    wait: bool,
+) -> io::Result<Received> {
+    let mut iov = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    let mut control = mem::MaybeUninit::<Control>::uninit();
+    // SAFETY: an all-zero msghdr is valid; the fields that matter are set below.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = &raw mut iov;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = mem::size_of::<Control>() as _;
+    let flags = os::MSG_CMSG_CLOEXEC | if wait { 0 } else { libc::MSG_DONTWAIT };
+    let n = loop {
+        // SAFETY: the message points to live buffers of the lengths it says.
+        match check_size(unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags) }) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            result => break result?,
+        }
+    };
+    // SAFETY: the kernel filled msg_control up to msg_controllen.
+    let mut header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    while !header.is_null() {
+        // SAFETY: the header is not null, so it lies within the buffer.
+        let head = unsafe { *header };
+        let (level, kind, len) = (head.cmsg_level, head.cmsg_type, head.cmsg_len as usize);
+        if level == libc::SOL_SOCKET && kind == libc::SCM_RIGHTS {
+            // SAFETY: the header is live.
+            let data = unsafe { libc::CMSG_DATA(header) }.cast::<RawFd>();
+            // SAFETY: pure arithmetic.
+            let count = (len - unsafe { libc::CMSG_LEN(0) } as usize) / mem::size_of::<RawFd>();
+            for i in 0..count {
+                // SAFETY: `count` descriptors lie behind the header.
+                let slot = unsafe { data.add(i) };
+                // SAFETY: as above.
+                let raw = unsafe { slot.read_unaligned() };
+                // SAFETY: the kernel made this descriptor for us just now.
+                let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+                os::close_on_exec(&fd);
+                fds.push(fd);
+            }
+        }
+        // SAFETY: `header` came from this message.
+        header = unsafe { libc::CMSG_NXTHDR(&raw const message, header) };
+    }
+    Ok(Received { bytes: n, dropped: message.msg_flags & libc::MSG_CTRUNC != 0 })
+}
+
+/// Receives until `bytes` is full. `UnexpectedEof` if the stream ends before.
+pub(crate) fn receive_exact(socket: BorrowedFd<'_>, mut bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match receive(socket, bytes, fds, true)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            n => bytes = &mut bytes[n..],
+        }
+    }
+    Ok(())
+}
+
+/// Sends all bytes, waiting as long as it takes.
+pub(crate) fn send_all(socket: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let n = send(socket, bytes, &[], true)?;
+        bytes = &bytes[n..];
+    }
+    Ok(())
+}
+
+/// Sends the two parts of a frame with one call, as far as they go, then the rest.
+pub(crate) fn send_frame(socket: BorrowedFd<'_>, header: &[u8], body: &[u8]) -> io::Result<()> {
+    let mut parts = [
+        libc::iovec { iov_base: header.as_ptr().cast_mut().cast(), iov_len: header.len() },
+        libc::iovec { iov_base: body.as_ptr().cast_mut().cast(), iov_len: body.len() },
+    ];
+    // SAFETY: an all-zero msghdr is valid; the fields that matter are set below.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = parts.as_mut_ptr();
+    message.msg_iovlen = 2;
+    let sent = loop {
+        // SAFETY: the message points to live buffers of the lengths it says.
+        match check_size(unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, os::MSG_NOSIGNAL) }) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            result => break result?,
+        }
+    };
+    if let Some(rest) = header.get(sent..).filter(|rest| !rest.is_empty()) {
+        send_all(socket, rest)?;
+        return send_all(socket, body);
+    }
+    send_all(socket, &body[sent - header.len()..])
+}
+
+/// Whether there are bytes to read, which stay there.
+pub(crate) fn has_input(socket: RawFd) -> bool {
+    let mut byte = 0_u8;
+    // SAFETY: one live byte. A number that is not a socket's is ENOTSOCK or EBADF.
+    let n = unsafe { libc::recv(socket, (&raw mut byte).cast(), 1, libc::MSG_PEEK | libc::MSG_DONTWAIT) };
+    n == 1
+}
+
+/// `shutdown(2)`: ends the connection itself, whoever else holds copies of the descriptor.
+pub(crate) fn shutdown(socket: impl AsFd, how: std::net::Shutdown) {
+    let how = match how {
+        std::net::Shutdown::Read => libc::SHUT_RD,
+        std::net::Shutdown::Write => libc::SHUT_WR,
+        std::net::Shutdown::Both => libc::SHUT_RDWR,
+    };
+    // SAFETY: touches no memory.
+    let _ = check(unsafe { libc::shutdown(socket.as_fd().as_raw_fd(), how) });
+}

@@ -1,0 +1,269 @@
+//! What a worker sends on its job socket: `Executing` once, then exactly one terminal frame.
+//!
+//! ```text
+//! 0     8       16
+//! | tag | length | body |
+//! ```
+//!
+//! These bytes are input. The length is checked against the limit of its kind before anything is allocated, and memory
+//! grows only as bytes arrive. What follows the terminal frame is not looked at: the first complete one decides.
+
+use super::{Fields, payload};
+use crate::model::{Failure, PanicReport, Terminal};
+
+/// Size of a frame's header.
+pub(crate) const HEADER_SIZE: usize = 16;
+/// Largest body of a frame that is not a result: a bounded panic report fits in with room to spare.
+const MAX_NOTE: u64 = 1 << 20;
+
+const EXECUTING: u64 = 1;
+const RETURNED: u64 = 2;
+const PANICKED: u64 = 3;
+const CANCELLED: u64 = 4;
+const FAILED: u64 = 5;
+
+/// A frame's header.
+pub(crate) fn header(tag: Tag, length: usize) -> [u8; HEADER_SIZE] {
+    let mut bytes = [0; HEADER_SIZE];
+    bytes[0..8].copy_from_slice(&(tag as u64).to_le_bytes());
+    bytes[8..16].copy_from_slice(&(length as u64).to_le_bytes());
+    bytes
+}
+
+/// The kinds of frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub(crate) enum Tag {
+    Executing = EXECUTING,
+    Returned = RETURNED,
+    Panicked = PANICKED,
+    Cancelled = CANCELLED,
+    Failed = FAILED,
+}
+
+/// The header and body of a terminal frame. The body of a result is the bytes themselves, uncopied.
+pub(crate) fn encode(terminal: Terminal) -> ([u8; HEADER_SIZE], Vec<u8>) {
+    let note = |tag: Tag, note: &dyn Fn(&mut Vec<u8>)| {
+        let mut body = Vec::new();
+        note(&mut body);
+        (header(tag, body.len()), body)
+    };
+    match terminal {
+        Terminal::Returned(body) => (header(Tag::Returned, body.len()), body),
+        Terminal::Cancelled => (header(Tag::Cancelled, 0), Vec::new()),
+        Terminal::Panicked(report) => note(Tag::Panicked, &|body| encode_note(&*report, body)),
+        Terminal::Failed(failure) => note(Tag::Failed, &|body| encode_note(&failure, body)),
+    }
+}
+
+fn encode_note(note: &impl serde::Serialize, body: &mut Vec<u8>) {
+    // Both notes are plain data of ours and bounded where they are made; a failure here has no one to tell.
+    let _ = payload::encode_into(note, body, MAX_NOTE);
+}
+
+/// What the reader found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Frame {
+    Executing,
+    Terminal(Terminal),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expects {
+    /// `Executing`, or `Failed` if the worker could not be set up.
+    Executing,
+    Terminal,
+    Nothing,
+}
+
+/// Puts frames together from bytes, in whatever pieces they come.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    expects: Expects,
+    result_limit: u64,
+    header: [u8; HEADER_SIZE],
+    filled: usize,
+    tag: Option<Tag>,
+    body: Vec<u8>,
+    missing: u64,
+}
+
+impl Reader {
+    pub(crate) fn new(result_limit: u64) -> Self {
+        Self {
+            expects: Expects::Executing,
+            result_limit,
+            header: [0; HEADER_SIZE],
+            filled: 0,
+            tag: None,
+            body: Vec::new(),
+            missing: 0,
+        }
+    }
+
+    /// For a line of a pool, which carries terminal frames only, one for each job.
+    pub(crate) fn of_pool(result_limit: u64) -> Self {
+        Self { expects: Expects::Terminal, ..Self::new(result_limit) }
+    }
+
+    /// Takes the next frame out of `bytes`, which moves on. `None`: more bytes are needed, or none are expected.
+    pub(crate) fn next(&mut self, bytes: &mut &[u8]) -> Result<Option<Frame>, String> {
+        if self.expects == Expects::Nothing {
+            *bytes = &[];
+            return Ok(None);
+        }
+        let tag = match self.tag {
+            Some(tag) => tag,
+            None => {
+                let take = bytes.len().min(HEADER_SIZE - self.filled);
+                let (head, rest) = bytes.split_at(take);
+                self.header[self.filled..self.filled + take].copy_from_slice(head);
+                self.filled += take;
+                *bytes = rest;
+                if self.filled < HEADER_SIZE {
+                    return Ok(None);
+                }
+                let (tag, length) = self.check_header()?;
+                self.missing = length;
+                self.tag = Some(tag);
+                tag
+            }
+        };
+        let take = usize::try_from(self.missing).map_or(bytes.len(), |missing| bytes.len().min(missing));
+        let (body, rest) = bytes.split_at(take);
+        self.body.extend_from_slice(body);
+        self.missing -= take as u64;
+        *bytes = rest;
+        if self.missing > 0 {
+            return Ok(None);
+        }
+        (self.tag, self.filled) = (None, 0);
+        let body = std::mem::take(&mut self.body);
+        let frame = match tag {
+            Tag::Executing => {
+                self.expects = Expects::Terminal;
+                return Ok(Some(Frame::Executing));
+            }
+            Tag::Returned => Terminal::Returned(body),
+            Tag::Cancelled => Terminal::Cancelled,
+            Tag::Panicked => {
+                let report: PanicReport = note(&body)?;
+                Terminal::Panicked(Box::new(report.bounded()))
+            }
+            Tag::Failed => Terminal::Failed(note::<Failure>(&body)?),
+        };
+        self.expects = Expects::Nothing;
+        Ok(Some(Frame::Terminal(frame)))
+    }
+
+    /// How many bytes of a large body are still to come: a hint for the size of the next read.
+    pub(crate) fn missing(&self) -> u64 {
+        self.missing
+    }
+
+    fn check_header(&self) -> Result<(Tag, u64), String> {
+        let mut fields = Fields(&self.header);
+        let (kind, length) = (fields.u64(), fields.u64());
+        let (tag, limit) = match kind {
+            EXECUTING => (Tag::Executing, 0),
+            RETURNED => (Tag::Returned, self.result_limit),
+            PANICKED => (Tag::Panicked, MAX_NOTE),
+            CANCELLED => (Tag::Cancelled, 0),
+            FAILED => (Tag::Failed, MAX_NOTE),
+            kind => return Err(format!("a frame of the unknown kind {kind:#x}")),
+        };
+        match (self.expects, tag) {
+            (Expects::Executing, Tag::Executing | Tag::Failed) => {}
+            (Expects::Terminal, Tag::Returned | Tag::Panicked | Tag::Cancelled | Tag::Failed) => {}
+            (expects, tag) => return Err(format!("a frame {tag:?} where {expects:?} was expected")),
+        }
+        if length > limit {
+            return Err(format!("a frame {tag:?} of {length} bytes where {limit} are allowed"));
+        }
+        Ok((tag, length))
+    }
+}
+
+fn note<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+    payload::decode(body).map_err(|e| format!("a report that does not decode: {e:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stream(terminal: Terminal) -> Vec<u8> {
+        let (head, body) = encode(terminal);
+        [&header(Tag::Executing, 0)[..], &head, &body].concat()
+    }
+
+    fn read(bytes: &[u8], piece: usize, limit: u64) -> Result<Vec<Frame>, String> {
+        let mut reader = Reader::new(limit);
+        let mut frames = Vec::new();
+        for mut chunk in bytes.chunks(piece) {
+            while let Some(frame) = reader.next(&mut chunk)? {
+                frames.push(frame);
+            }
+        }
+        Ok(frames)
+    }
+
+    #[test]
+    fn frames_survive_in_pieces_of_any_size() {
+        let report = PanicReport::new("no".into(), Some("a.rs:1:2".into()), None, vec![1, 2]);
+        for terminal in [
+            Terminal::Returned(vec![]),
+            Terminal::Returned(vec![5; 1000]),
+            Terminal::Cancelled,
+            Terminal::Panicked(Box::new(report)),
+            Terminal::Failed(Failure::Decode("bad".into())),
+        ] {
+            let mut bytes = stream(terminal.clone());
+            bytes.extend_from_slice(b"junk after the last frame is not looked at");
+            for piece in [1, 7, 16, 17, 4096] {
+                assert_eq!(read(&bytes, piece, 1000), Ok(vec![Frame::Executing, Frame::Terminal(terminal.clone())]));
+            }
+        }
+    }
+
+    #[test]
+    fn a_length_is_checked_before_anything_is_allocated() {
+        let mut bytes = stream(Terminal::Cancelled);
+        bytes.truncate(HEADER_SIZE);
+        bytes.extend_from_slice(&header(Tag::Returned, 101));
+        assert!(read(&bytes, 64, 100).unwrap_err().contains("101 bytes where 100 are allowed"));
+        bytes.truncate(HEADER_SIZE);
+        bytes.extend_from_slice(&RETURNED.to_le_bytes());
+        bytes.extend_from_slice(&u64::MAX.to_le_bytes());
+        assert!(read(&bytes, 64, 100).is_err());
+        let mut reader = Reader::new(u64::MAX);
+        assert_eq!(reader.next(&mut &bytes[..]), Ok(Some(Frame::Executing)));
+        assert_eq!(reader.next(&mut &bytes[HEADER_SIZE..]), Ok(None));
+        assert_eq!(reader.body.capacity(), 0);
+    }
+
+    #[test]
+    fn s20_a_wrong_order_is_an_error() {
+        assert!(read(&header(Tag::Returned, 0), 64, 100).unwrap_err().contains("Returned where Executing"));
+        assert!(read(&header(Tag::Cancelled, 0), 64, 100).is_err());
+        let twice = [header(Tag::Executing, 0), header(Tag::Executing, 0)].concat();
+        assert!(read(&twice, 64, 100).unwrap_err().contains("Executing where Terminal"));
+        assert!(read(&[0xff; 16], 64, 100).unwrap_err().contains("unknown kind"));
+        let failed = encode(Terminal::Failed(Failure::Setup { what: "x".into(), errno: 2 }));
+        assert_eq!(read(&[&failed.0[..], &failed.1].concat(), 3, 100).map(|frames| frames.len()), Ok(1));
+    }
+
+    #[test]
+    fn random_bytes_never_panic() {
+        let mut seed = 1_u64;
+        for _ in 0..2000 {
+            let bytes: Vec<u8> = (0..64)
+                .map(|_| {
+                    seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    (seed >> 60) as u8
+                })
+                .collect();
+            let _ = read(&bytes, 16, 1 << 10);
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! The end of a worker: what it printed goes out, then its last frame, then the process.
+
+use std::{
+    io::Write,
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    time::Duration,
+};
+
+use crate::{
+    model::{Signal, Terminal},
+    sys::{self, arm, process, signal, socket, wake},
+    wire::frame,
+};
+
+static SAID: AtomicBool = AtomicBool::new(false);
+
+/// Sends the terminal frame and ends the process. Whoever comes second (two threads of a task that panic in an abort
+/// build) waits for the first to end it.
+pub(super) fn say(terminal: Terminal) -> ! {
+    if SAID.swap(true, Ordering::SeqCst) {
+        std::thread::sleep(Duration::from_secs(60));
+        process::exit(1);
+    }
+    flush();
+    let code = match terminal {
+        Terminal::Returned(_) | Terminal::Cancelled => 0,
+        Terminal::Failed(_) => 1,
+        // As a Rust program that panics.
+        Terminal::Panicked(_) => 101,
+    };
+    if let Some(job) = wake::job() {
+        let (header, body) = frame::encode(terminal);
+        // Before the frame: once it is read the parent may close its end at any time.
+        arm::disarm(job);
+        let _ = socket::send_frame(job, &header, &body);
+        // The send woke the caller, mostly on this processor, where it would wait until this process is torn down, which
+        // takes longer than all the rest. It goes first.
+        process::yield_now();
+    }
+    process::exit(code)
+}
+
+/// In a worker that has time: touches the code that its end will run, which each process must map for itself.
+pub(super) fn rehearse() {
+    flush_streams();
+    drop(frame::encode(Terminal::Returned(vec![0])));
+    process::yield_now();
+}
+
+/// Ends the process by a signal, so that its exit status names it.
+pub(super) fn die_of(signal: Signal) -> ! {
+    flush();
+    if let Some(job) = wake::job() {
+        arm::disarm(job);
+    }
+    signal::reset(signal);
+    process::raise(signal);
+    // Not reached: the signal is neither blocked nor handled.
+    process::exit(128 + signal.number())
+}
+
+/// Flushes what the task printed. Another thread may hold the lock of stdout for as long as it likes, so with more than
+/// one thread alive a helper flushes, and gets a tenth of a second.
+fn flush() {
+    if sys::is_alone() && !std::thread::panicking() {
+        return flush_streams();
+    }
+    let (done, wait) = mpsc::channel();
+    let helper = std::thread::Builder::new().stack_size(64 << 10).spawn(move || {
+        flush_streams();
+        let _ = done.send(());
+    });
+    if helper.is_ok() {
+        let _ = wait.recv_timeout(Duration::from_millis(100));
+    }
+}
+
+fn flush_streams() {
+    let _ = std::io::stdout().flush();
+    sys::env::flush_c_streams();
+}

@@ -1,0 +1,79 @@
+//! Inside a task: what the function that runs in a worker may ask of its process.
+//!
+//! A worker is forked for one task. SIGTERM and SIGINT end the task: its future is dropped where it waits, so that its
+//! destructors run, then the runtime, then the process dies of that signal. A task that wants to clean up in its own
+//! way awaits [`cancelled`], or takes a signal over with [`signal`].
+//!
+//! ```
+//! use std::time::Duration;
+//! use tokio_run_in_process::{open_in_process, worker};
+//!
+//! async fn polite() -> String {
+//!     tokio::select! {
+//!         () = tokio::time::sleep(Duration::from_secs(60)) => "done".into(),
+//!         () = worker::cancelled() => "cleaned up".into(),
+//!     }
+//! }
+//!
+//! tokio_run_in_process::block_on(async {
+//!     let process = open_in_process(polite, ()).await.unwrap();
+//!     # tokio::time::sleep(Duration::from_millis(100)).await;
+//!     process.terminate().unwrap();
+//!     assert_eq!(process.wait().await.unwrap(), "cleaned up");
+//! })
+//! .unwrap();
+//! ```
+
+mod cancel;
+mod execute;
+mod farewell;
+mod host;
+mod panic;
+mod pool;
+mod prologue;
+mod signals;
+#[cfg(feature = "smol")]
+mod smol;
+
+pub use cancel::{cancel, cancel_blocking, cancelled, is_cancelled};
+pub(crate) use panic::install_hook;
+pub(crate) use prologue::{handle_signals, main};
+pub use signals::{Signals, signal};
+#[cfg(feature = "smol")]
+pub use smol::Smol;
+
+use std::sync::OnceLock;
+
+use crate::sys::role::{self, Role};
+
+static NAME: OnceLock<String> = OnceLock::new();
+
+/// Whether this process is a worker.
+///
+/// ```
+/// use tokio_run_in_process::{run_in_process, worker};
+///
+/// tokio_run_in_process::block_on(async {
+///     assert!(!worker::is_worker());
+///     assert!(run_in_process(async || worker::is_worker(), ()).await.unwrap());
+/// })
+/// .unwrap();
+/// ```
+pub fn is_worker() -> bool {
+    role::get() == Role::Worker
+}
+
+/// The name that the task was given, if it was given one.
+///
+/// ```
+/// use tokio_run_in_process::{Task, worker};
+///
+/// tokio_run_in_process::block_on(async {
+///     let name = Task::new().name("parser").run(async || worker::name().map(str::to_owned), ()).await;
+///     assert_eq!(name.unwrap().as_deref(), Some("parser"));
+/// })
+/// .unwrap();
+/// ```
+pub fn name() -> Option<&'static str> {
+    NAME.get().map(String::as_str)
+}

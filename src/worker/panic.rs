@@ -1,0 +1,66 @@
+//! Panics of a task: the hook keeps what the payload does not carry (place and call chain).
+
+use std::{any::Any, cell::Cell, panic::PanicHookInfo};
+
+use super::{farewell, is_worker};
+use crate::{
+    model::{PanicReport, Terminal},
+    sys::trace,
+};
+
+thread_local! {
+    /// The last panic of this thread.
+    static LAST: Cell<Option<Box<PanicReport>>> = const { Cell::new(None) };
+}
+
+/// Installs the hook, before the program's own one, which still runs. Done once, by the zygote, for all its workers.
+pub(crate) fn install_hook() {
+    let previous = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if !is_worker() {
+            return previous(info);
+        }
+        let report = Box::new(report(info));
+        if cfg!(panic = "abort") {
+            // There is no unwinding to wait for: this is the last chance to say it.
+            previous(info);
+            farewell::say(Terminal::Panicked(report));
+        }
+        LAST.set(Some(report));
+        previous(info);
+    }));
+}
+
+fn report(info: &PanicHookInfo<'_>) -> PanicReport {
+    let location = info.location().map(|place| place.to_string());
+    let thread = std::thread::current().name().map(str::to_owned);
+    PanicReport::new(message(info.payload()), location, thread, trace::addresses())
+}
+
+fn message(payload: &(dyn Any + Send)) -> String {
+    match (payload.downcast_ref::<&str>(), payload.downcast_ref::<String>()) {
+        (Some(text), _) => (*text).to_owned(),
+        (_, Some(text)) => text.clone(),
+        _ => "<non-string>".to_owned(),
+    }
+}
+
+/// Forgets an earlier panic of this thread that somebody caught.
+pub(super) fn forget_last() {
+    LAST.set(None);
+}
+
+/// The report of a panic that was caught on this thread. The payload is leaked: its destructor could panic again.
+pub(super) fn caught(payload: Box<dyn Any + Send>) -> Terminal {
+    if payload.is::<super::cancel::CancelPayload>() {
+        return Terminal::Cancelled;
+    }
+    let message = message(&*payload);
+    std::mem::forget(payload);
+    let report = match LAST.take() {
+        Some(report) if report.message == message || message == "<non-string>" => report,
+        // Re-raised with `resume_unwind`, or the task replaced the hook.
+        _ => Box::new(PanicReport::new(message, None, None, Vec::new())),
+    };
+    Terminal::Panicked(report)
+}

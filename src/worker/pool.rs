@@ -1,0 +1,86 @@
+//! A worker of a pool: serves one task after another, on one runtime, until its line ends.
+//!
+//! It is itself a task, of an ordinary worker: born, armed, signalled, reaped and reported like any other. Its jobs come
+//! on a line of their own, since nothing may be sent on an armed job socket. Between two tasks it blocks in a read of
+//! that line, outside its reactor: a wake-up cheaper. So what an earlier task spawned goes on while later ones run, not
+//! while the worker is idle.
+//!
+//! What belongs to one task only: its arguments, its future, its panic. Everything else (statics, environment,
+//! directory, descriptors, spawned tasks) the next one finds as it was left.
+
+use std::{
+    future::Future,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::{Pin, pin},
+    sync::{Mutex, PoisonError},
+    task::{Context, Poll},
+};
+
+use super::{panic, prologue::Job};
+use crate::{
+    model::{Failure, Terminal},
+    sys::socket,
+    task::{BoxedTask, Encoded, Entry},
+    wire::frame,
+};
+
+static LINE: Mutex<Option<OwnedFd>> = Mutex::new(None);
+
+/// The line came along with the job.
+pub(super) fn set_line(line: OwnedFd) {
+    *LINE.lock().unwrap_or_else(PoisonError::into_inner) = Some(line);
+}
+
+/// The task of a worker of a pool: the initializer, then the tasks.
+pub(super) async fn serve(initializer: BoxedTask) -> Encoded {
+    initializer.await?;
+    let setup = |errno| Failure::Setup { what: "read a job of the pool".to_owned(), errno };
+    let line = LINE.lock().unwrap_or_else(PoisonError::into_inner).take().ok_or_else(|| setup(libc::ENOTCONN))?;
+    loop {
+        let job = match Job::read(&line) {
+            Ok(job) => job,
+            // The pool has no more for it. Nothing is what `()` encodes to.
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(Vec::new()),
+            Err(e) => return Err(setup(e.raw_os_error().unwrap_or(0))),
+        };
+        let task = Entry::from_job(job.header.entry).enter(job.arguments, job.header.result_limit);
+        let (header, body) = frame::encode(run(task).await);
+        // A pool that is gone has ended this worker's line, which the next read says.
+        let _ = socket::send_frame(line.as_fd(), &header, &body);
+    }
+}
+
+/// Runs one task, and catches its panic: the worker goes on.
+async fn run(task: BoxedTask) -> Terminal {
+    panic::forget_last();
+    match Caught(Some(task)).await {
+        Err(terminal) => terminal,
+        Ok(Ok(bytes)) => Terminal::Returned(bytes),
+        Ok(Err(failure)) => Terminal::Failed(failure),
+    }
+}
+
+/// A task whose panic is its outcome, also one of its destructors.
+struct Caught(Option<BoxedTask>);
+
+impl Future for Caught {
+    type Output = Result<Encoded, Terminal>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(task) = self.0.as_mut() else { return Poll::Pending };
+        let task = pin!(task);
+        let polled = catch_unwind(AssertUnwindSafe(|| task.poll(context)));
+        let outcome = match polled {
+            Ok(Poll::Pending) => return Poll::Pending,
+            Ok(Poll::Ready(encoded)) => Ok(encoded),
+            Err(payload) => Err(panic::caught(payload)),
+        };
+        let task = self.0.take();
+        match catch_unwind(AssertUnwindSafe(|| drop(task))) {
+            Ok(()) => Poll::Ready(outcome),
+            Err(payload) => Poll::Ready(outcome.and_then(|_| Err(panic::caught(payload)))),
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! The first steps of a worker, from its birth to its task.
+//!
+//! Up to `Executing` no user code runs. All signals are blocked until then (the zygote blocked them), so one that
+//! arrives early is neither lost nor kills a half-made worker: it is delivered when the handlers can do something with
+//! it.
+
+use std::{
+    ffi::{CString, OsStr},
+    io,
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+};
+
+use super::{NAME, execute, farewell, host, pool};
+use crate::{
+    model::{Failure, Signal, Terminal},
+    sys::{
+        arm, env, fd, process, reserved,
+        role::{self, Role},
+        set_name,
+        signal::{self, SignalSet},
+        socket, wake,
+    },
+    task::Entry,
+    wire::{
+        control::Prepare,
+        frame::{self, Tag},
+        job::{self, HEADER_SIZE, Header, Host, Options},
+    },
+};
+
+/// The number of a worker's job socket.
+const JOB_FD: i32 = 3;
+
+/// What a worker's handlers are, for the zygote to install once for all its workers: it blocks all signals, so they
+/// never run there.
+pub(crate) fn handle_signals() -> io::Result<()> {
+    signal::handle(Signal::TERM, wake::COUNT)?;
+    signal::handle(Signal::INT, wake::COUNT)?;
+    arm::prepare()
+}
+
+/// The whole life of a worker. Called in the child of the zygote's fork. `rehearse`: no task waits for it yet.
+pub(crate) fn main(job: OwnedFd, prepare: Prepare, rehearse: bool) -> ! {
+    role::set(Role::Worker);
+    // The zygote's own descriptors go first: nothing of a worker's siblings or of the parent may outlive this line.
+    let Ok(job) = fd::move_to(job, JOB_FD, true) else { process::exit(1) };
+    fd::close_from(JOB_FD + 1);
+    // Without it only a task that uses tokio can fail, and says so.
+    let _ = reserved::fill(JOB_FD + 1);
+    // Fails only for the leader of a group, which a process just forked is not.
+    let _ = process::new_session();
+    signal::reset(Signal::CHLD);
+    let runtime = (prepare == Prepare::Tokio).then(host::build_tokio);
+    let aimed = arm::aim(&job);
+    if rehearse {
+        farewell::rehearse();
+        if let Some(Ok(runtime)) = &runtime {
+            host::rehearse(runtime);
+        }
+    }
+
+    let Ok(task) = Job::read(&job) else {
+        // The parent is gone, or took the job back. Nobody waits for an answer.
+        process::exit(0)
+    };
+    wake::set_job(job.as_raw_fd());
+    if let Err(failure) = apply(task.options, task.fds, task.header.host) {
+        farewell::say(Terminal::Failed(failure))
+    }
+    if task.header.host == Host::Blocking {
+        // Nothing polls a plain function: a signal acts at once, unless the task takes it over.
+        signal::reset(Signal::TERM);
+        signal::reset(Signal::INT);
+    }
+    if let Err(e) = aimed.and_then(|()| arm::arm(&job)) {
+        farewell::say(Terminal::Failed(setup("arm the job socket", &e)))
+    }
+    SignalSet::empty().apply();
+    // The commit point: no user code runs unless this was written. If the parent took the job back this is EPIPE.
+    if socket::send(job.as_fd(), &frame::header(Tag::Executing, 0), &[], false).is_err() {
+        process::exit(0)
+    }
+    let entry = Entry::from_job(task.header.entry);
+    let future = entry.enter(task.arguments, task.header.result_limit);
+    match task.header.host {
+        Host::Pool => execute::run(job, Box::pin(pool::serve(future)), Host::Tokio, runtime),
+        host => execute::run(job, future, host, runtime),
+    }
+}
+
+pub(super) struct Job {
+    pub(super) header: Header,
+    options: Options,
+    pub(super) arguments: Vec<u8>,
+    fds: Vec<OwnedFd>,
+}
+
+impl Job {
+    /// Reads the job, blocking: a worker has nothing else to do.
+    pub(super) fn read(socket: &OwnedFd) -> io::Result<Self> {
+        let malformed = || io::Error::from(io::ErrorKind::InvalidData);
+        let mut fds = Vec::new();
+        // Nothing follows a job, so one call takes the whole of most.
+        let mut buffer = [0; 2048];
+        let mut filled = 0;
+        while filled < HEADER_SIZE {
+            match socket::receive(socket.as_fd(), &mut buffer[filled..], &mut fds, true)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                n => filled += n,
+            }
+        }
+        let header = buffer.first_chunk().and_then(Header::decode).ok_or_else(malformed)?;
+        let mut rest = &buffer[HEADER_SIZE..filled];
+        let mut exactly = |size: u64| -> io::Result<Vec<u8>> {
+            let size = usize::try_from(size).map_err(|_| malformed())?;
+            let (here, later) = rest.split_at(size.min(rest.len()));
+            rest = later;
+            let mut bytes = here.to_vec();
+            bytes.resize(size, 0);
+            socket::receive_exact(socket.as_fd(), &mut bytes[here.len()..], &mut fds)?;
+            Ok(bytes)
+        };
+        let options = exactly(header.options)?;
+        let arguments = exactly(header.arguments)?;
+        if fds.len() != header.fds as usize {
+            return Err(malformed());
+        }
+        Ok(Self { header, options: job::decode_options(&options).ok_or_else(malformed)?, arguments, fds })
+    }
+}
+
+fn setup(what: &str, error: &io::Error) -> Failure {
+    Failure::Setup { what: what.to_owned(), errno: error.raw_os_error().unwrap_or(0) }
+}
+
+/// Applies the task's options to this process.
+fn apply(options: Options, fds: Vec<OwnedFd>, host: Host) -> Result<(), Failure> {
+    let mut fds = fds.into_iter();
+    for (number, replace) in (0..).zip(options.stdio) {
+        if replace {
+            let fd = fds.next().ok_or_else(|| setup("find the descriptors for stdio", &io::Error::other("")))?;
+            fd::replace_stdio(fd, number).map_err(|e| setup("replace stdio", &e))?;
+        }
+    }
+    if host == Host::Pool {
+        pool::set_line(fds.next().ok_or_else(|| setup("find the line of its pool", &io::Error::other("")))?);
+    }
+    if options.env_clear {
+        for (key, _) in std::env::vars_os() {
+            env::remove(&key);
+        }
+    }
+    for (key, value) in &options.env {
+        match value {
+            Some(value) => env::set(key, value),
+            None => env::remove(key),
+        }
+    }
+    if let Some(dir) = &options.current_dir {
+        change_dir(dir).map_err(|e| setup(&format!("change to the directory {}", Path::new(dir).display()), &e))?;
+    }
+    if let Some(name) = options.name {
+        if let Ok(name) = CString::new(name.as_bytes()) {
+            set_name(&name);
+        }
+        let _ = NAME.set(name);
+    }
+    Ok(())
+}
+
+fn change_dir(dir: &OsStr) -> io::Result<()> {
+    env::change_dir(&CString::new(dir.as_bytes())?)
+}

@@ -1,0 +1,334 @@
+//! The zygote's life: what it does to itself at its birth, and its loop.
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+};
+
+use super::children::{Child, Children};
+use crate::{
+    model::{Signal, WorkerId},
+    sys::{
+        self, ParentWatch, fd,
+        process::{self, Change, SingleThreaded},
+        role::{self, Role},
+        signal::{self, SignalSet},
+        socket,
+    },
+    wire::control::{Fact, ORDER_SIZE, Order, OrderBytes, Prepare},
+    worker,
+};
+
+/// The descriptors of a zygote beside 0, 1, 2.
+const CONTROL_FD: i32 = 3;
+const WATCH_FD: i32 = 4;
+
+/// How many orders for spares are read ahead.
+const MOST_SPARES: usize = 16;
+
+/// The life of a zygote: runs in the child of the fork that made it, on its only thread, all signals blocked. `watch`
+/// says when the process `parent` is gone. Returns only as far as `Infallible`: it ends the process.
+pub(crate) fn serve(control: OwnedFd, watch: Option<ParentWatch>, parent: i32) -> Infallible {
+    match Zygote::prepare(control, watch, parent) {
+        Ok(mut zygote) => {
+            let _ = zygote.serve();
+            zygote.leave()
+        }
+        // The parent sees the end of the control socket before any `Ready`.
+        Err(e) => process::exit(e.raw_os_error().unwrap_or(1)),
+    }
+}
+
+struct Zygote {
+    control: OwnedFd,
+    watch: Option<OwnedFd>,
+    parent: i32,
+    children: Children,
+    /// What the parent was not told yet, because the control socket is full.
+    facts: VecDeque<Unsent>,
+    /// A part of an order.
+    order: Vec<u8>,
+    /// Descriptors whose order is not complete. `None` stands for those of an order that did not come through: this
+    /// process had no room for them.
+    fds: VecDeque<Option<OwnedFd>>,
+    /// Workers that no task waits for yet: forked one by one while no other order is there.
+    spares: VecDeque<Spare>,
+}
+
+/// What follows a fork.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    Nothing,
+    /// The parent is told.
+    Announce,
+    /// The worker has time, and uses it.
+    Rehearse,
+}
+
+struct Spare {
+    worker: WorkerId,
+    prepare: Prepare,
+    job: OwnedFd,
+}
+
+struct Unsent {
+    fact: Fact,
+    pidfd: Option<OwnedFd>,
+    sent: usize,
+}
+
+impl Zygote {
+    fn prepare(control: OwnedFd, watch: Option<ParentWatch>, parent: i32) -> io::Result<Self> {
+        role::set(Role::Zygote);
+        SignalSet::all().apply();
+        let watch = watch.and_then(|watch| watch.into_fd(parent));
+        // Both out of the way of the numbers they get, then everything else goes.
+        let control = fd::duplicate_above(control, WATCH_FD)?;
+        let watch = watch.map(|watch| fd::duplicate_above(watch, WATCH_FD)).transpose()?;
+        let control = fd::move_to(control, CONTROL_FD, true)?;
+        let watch = watch.map(|watch| fd::move_to(watch, WATCH_FD, true)).transpose()?;
+        fd::close_from(if watch.is_some() { WATCH_FD } else { CONTROL_FD } + 1);
+        // What workers find at 0 unless they ask for something else. The program's stdin stays the program's.
+        fd::replace_stdio(fd::null()?, 0)?;
+        // A worker that prints must not print into whatever got the number of a stream that the program had closed.
+        for number in [1, 2] {
+            if !fd::is_open(number) {
+                fd::replace_stdio(fd::null()?, number)?;
+            }
+        }
+        // Away from the terminal and from signals to the program's group.
+        let _ = process::new_session();
+        signal::reset_all();
+        signal::handle(Signal::CHLD, signal::child_ended)?;
+        worker::handle_signals()?;
+        worker::install_hook();
+        sys::set_name(c"zygote");
+        let mut zygote = Self {
+            control,
+            watch,
+            parent,
+            children: Children::default(),
+            facts: VecDeque::new(),
+            order: Vec::with_capacity(64 * ORDER_SIZE),
+            fds: VecDeque::new(),
+            spares: VecDeque::new(),
+        };
+        zygote.tell(Fact::Ready { pid: process::pid() }, None);
+        Ok(zygote)
+    }
+
+    /// Serves until the parent is gone.
+    fn serve(&mut self) -> io::Result<()> {
+        loop {
+            // A child that ends after this line interrupts the wait below.
+            if signal::take_child_ended() {
+                self.reap()?;
+            }
+            self.send_facts()?;
+            // Unsent facts first: a zygote that read orders all the same could fill both directions and hang.
+            let full = !self.facts.is_empty();
+            let watch = self.watch.as_ref().map(AsRawFd::as_raw_fd);
+            let idle = full || self.spares.is_empty();
+            // Each holds a descriptor until it is forked.
+            let read = !full && self.spares.len() < MOST_SPARES;
+            let ready = signal::wait(self.control.as_raw_fd(), read, full, watch, idle)?;
+            if ready.watch {
+                return Ok(());
+            }
+            if ready.control {
+                if !self.read_orders()? {
+                    return Ok(());
+                }
+            } else if let Some(spare) = self.spares.pop_front() {
+                self.fork_worker(spare.worker, spare.prepare, Then::Rehearse, spare.job);
+            }
+        }
+    }
+
+    /// Kills what is left and ends.
+    fn leave(&mut self) -> ! {
+        for pid in self.children.workers() {
+            let _ = process::signal_group(pid, Signal::KILL);
+            // Before its `setsid` a worker leads no group.
+            let _ = process::signal_child(pid, Signal::KILL);
+        }
+        process::exit(0)
+    }
+
+    /// Reports every child that ended: what is left of its group dies before its pid can mean another process.
+    fn reap(&mut self) -> io::Result<()> {
+        while !self.children.is_empty() {
+            let pid = match process::changed_child() {
+                Ok(Some(Change::Ended(pid))) => pid,
+                Ok(Some(Change::Stopped(pid))) => {
+                    if let Some(worker) = self.children.worker_of(pid) {
+                        self.tell(Fact::Stopped { worker }, None);
+                    }
+                    continue;
+                }
+                Ok(None) => return Ok(()),
+                Err(e) if e.raw_os_error() == Some(libc::ECHILD) => return Ok(()),
+                Err(e) => return Err(e),
+            };
+            let child = self.children.remove(pid);
+            if matches!(child, Some(Child::Worker(_))) {
+                let _ = process::signal_group(pid, Signal::KILL);
+            }
+            let (status, usage) = process::reap(pid)?;
+            if let Some(Child::Worker(worker)) = child {
+                self.tell(Fact::Exited { worker, pid, status, usage }, None);
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, fact: Fact, pidfd: Option<OwnedFd>) {
+        self.facts.push_back(Unsent { fact, pidfd, sent: 0 });
+    }
+
+    fn send_facts(&mut self) -> io::Result<()> {
+        while let Some(unsent) = self.facts.front_mut() {
+            let bytes = unsent.fact.encode();
+            let pidfd: Option<BorrowedFd<'_>> = unsent.pidfd.as_ref().map(AsFd::as_fd);
+            match socket::send(self.control.as_fd(), &bytes[unsent.sent..], pidfd.as_slice(), false) {
+                Ok(n) => {
+                    unsent.sent += n;
+                    // The descriptor went with the first byte.
+                    unsent.pidfd = None;
+                    if unsent.sent == bytes.len() {
+                        self.facts.pop_front();
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(e) if unsent.pidfd.is_some() && e.kind() != io::ErrorKind::BrokenPipe => {
+                    // Too many descriptors in flight, or no memory for one: the parent can do without it.
+                    unsent.pidfd = None;
+                    if let Fact::Forked { pidfd, .. } = &mut unsent.fact {
+                        *pidfd = false;
+                    }
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what there is and obeys. `false` at the end of the stream.
+    fn read_orders(&mut self) -> io::Result<bool> {
+        let mut bytes = [0; 64 * ORDER_SIZE];
+        let mut fds = Vec::new();
+        let received = match socket::receive_at_the_limit(self.control.as_fd(), &mut bytes, &mut fds, false) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+            result => result?,
+        };
+        let n = received.bytes;
+        if n == 0 {
+            return Ok(false);
+        }
+        // One call takes the descriptors of one message at most, and a message is one order.
+        if received.dropped {
+            self.fds.push_back(None);
+        } else {
+            self.fds.extend(fds.into_iter().map(Some));
+        }
+        self.order.extend_from_slice(&bytes[..n]);
+        let mut at = 0;
+        while let Some(bytes) = self.order.get(at..).and_then(|rest| rest.first_chunk::<ORDER_SIZE>()) {
+            let bytes: OrderBytes = *bytes;
+            at += ORDER_SIZE;
+            self.obey(Order::decode(&bytes).map_err(io::Error::other)?)?;
+        }
+        self.order.drain(..at);
+        Ok(true)
+    }
+
+    fn obey(&mut self, order: Order) -> io::Result<()> {
+        match order {
+            Order::Fork { worker, prepare, announce, spare } => {
+                let Some(job) = self.next_fd()? else {
+                    self.tell(Fact::NotForked { worker, errno: libc::EMFILE }, None);
+                    return Ok(());
+                };
+                if spare {
+                    self.spares.push_back(Spare { worker, prepare, job });
+                } else {
+                    self.fork_worker(worker, prepare, if announce { Then::Announce } else { Then::Nothing }, job);
+                }
+            }
+            Order::Announce { worker } => {
+                if let Some(at) = self.spares.iter().position(|spare| spare.worker == worker) {
+                    // A task got it before it was forked.
+                    if let Some(Spare { worker, prepare, job }) = self.spares.remove(at) {
+                        self.fork_worker(worker, prepare, Then::Announce, job);
+                    }
+                } else if let Some(pid) = self.children.pid_of(worker) {
+                    self.announce(worker, pid);
+                }
+            }
+            Order::Signal { worker, signal, group } => {
+                // A worker that is gone already needs no signal.
+                if let Some(pid) = self.children.pid_of(worker) {
+                    if group {
+                        let _ = process::signal_group(pid, signal);
+                    }
+                    let _ = process::signal_child(pid, signal);
+                }
+            }
+            Order::ForkZygote { watched } => {
+                let forked = match self.next_fd()? {
+                    None => Err(io::Error::from_raw_os_error(libc::EMFILE)),
+                    Some(control) => {
+                        let watch = watched.then(|| self.next_fd()).transpose()?.flatten();
+                        self.fork_zygote(control, watch)
+                    }
+                };
+                let errno = forked.err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EAGAIN));
+                self.tell(Fact::ZygoteForked { errno }, None);
+            }
+        }
+        Ok(())
+    }
+
+    fn next_fd(&mut self) -> io::Result<Option<OwnedFd>> {
+        self.fds.pop_front().ok_or_else(|| io::Error::other("an order came without its descriptor"))
+    }
+
+    fn fork_worker(&mut self, worker: WorkerId, prepare: Prepare, then: Then, job: OwnedFd) {
+        self.children.reserve();
+        // Taken out so that the child owns it; the parent's copy is dropped below, right after the fork.
+        let mut job = Some(job);
+        let forked = process::fork(SingleThreaded::just_forked(), || {
+            let job = job.take().expect("the child runs once");
+            worker::main(job, prepare, then == Then::Rehearse)
+        });
+        drop(job);
+        match forked {
+            Ok(pid) => {
+                // Before the next wait: an exit is reported by this table.
+                self.children.add(pid, Child::Worker(worker));
+                if then == Then::Announce {
+                    self.announce(worker, pid);
+                }
+            }
+            Err(e) => self.tell(Fact::NotForked { worker, errno: e.raw_os_error().unwrap_or(libc::EAGAIN) }, None),
+        }
+    }
+
+    /// Of a worker that was not reaped: the pid means no other process.
+    fn announce(&mut self, worker: WorkerId, pid: i32) {
+        let pidfd = process::open_pidfd(pid);
+        self.tell(Fact::Forked { worker, pid, pidfd: pidfd.is_some() }, pidfd);
+    }
+
+    /// Forks another zygote, from a thread of its own as at the first time: its thread-locals are fresh again.
+    fn fork_zygote(&mut self, control: OwnedFd, watch: Option<OwnedFd>) -> io::Result<()> {
+        self.children.reserve();
+        let parent = self.parent;
+        let watch = watch.and_then(ParentWatch::from_fd).or_else(ParentWatch::inherited);
+        let pid = process::on_fresh_thread(move |proof| process::fork(proof, move || serve(control, watch, parent)))??;
+        self.children.add(pid, Child::Zygote);
+        Ok(())
+    }
+}

@@ -1,0 +1,104 @@
+//! Tests that fork. Each case runs in a fresh, single-threaded process of its own: this binary runs itself again with
+//! `CASE=<name>`, with a deadline, so a hang is a failure and one case's process-wide effects are nobody else's.
+//!
+//! `TOKIO_RUN_IN_PROCESS_TEST_CAPS=pidfd` (or `none`) switches kernel capabilities off in every case.
+
+#![allow(unsafe_code, reason = "cases call the kernel as a program of the user's would")]
+
+mod abort;
+mod answers;
+#[cfg(feature = "metrics")]
+mod facade;
+mod faults_cancel;
+mod faults_cleanup;
+mod faults_deaf;
+mod faults_pids;
+mod faults_task;
+mod faults_time;
+mod forks;
+mod harness;
+mod hosts;
+mod hygiene;
+mod load;
+mod lost_zygote;
+mod metrics;
+mod misuse;
+mod neighbours;
+mod options;
+mod oracle;
+mod orphans;
+mod pipes;
+mod pool;
+mod runtimes;
+mod seed;
+mod seed_escalation;
+mod seed_handle;
+mod seed_limits;
+mod seed_outcomes;
+mod seed_relay;
+mod seed_signals;
+mod stdio;
+mod stopping;
+mod surroundings;
+mod tools;
+mod warm;
+
+use harness::Case;
+
+fn cases() -> Vec<Case> {
+    [
+        abort::CASES,
+        answers::CASES,
+        #[cfg(feature = "metrics")]
+        facade::CASES,
+        faults_cancel::CASES,
+        faults_cleanup::CASES,
+        faults_deaf::CASES,
+        faults_pids::CASES,
+        faults_task::CASES,
+        faults_time::CASES,
+        forks::CASES,
+        hosts::CASES,
+        hygiene::CASES,
+        load::CASES,
+        lost_zygote::CASES,
+        metrics::CASES,
+        misuse::CASES,
+        neighbours::CASES,
+        options::CASES,
+        orphans::CASES,
+        pipes::CASES,
+        pool::CASES,
+        runtimes::CASES,
+        seed::CASES,
+        seed_escalation::CASES,
+        seed_handle::CASES,
+        seed_limits::CASES,
+        seed_outcomes::CASES,
+        seed_relay::CASES,
+        seed_signals::CASES,
+        stdio::CASES,
+        stopping::CASES,
+        surroundings::CASES,
+        warm::CASES,
+    ]
+    .concat()
+}
+
+/// What cases start as programs of their own.
+fn helpers() -> Vec<Case> {
+    [
+        faults_pids::HELPERS,
+        faults_time::HELPERS,
+        misuse::HELPERS,
+        orphans::HELPERS,
+        seed_relay::HELPERS,
+        surroundings::HELPERS,
+        warm::HELPERS,
+    ]
+    .concat()
+}
+
+fn main() -> std::process::ExitCode {
+    harness::main(cases(), helpers())
+}
