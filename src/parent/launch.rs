@@ -67,16 +67,34 @@ pub(super) fn launch(timeout: Duration) -> Result<Launched, StartError> {
         known.iter().filter_map(Weak::upgrade).collect()
     };
     let signal_pair = existing.is_empty() && inherited::may_have_signal_pair();
+    for source in existing.iter().rev() {
+        if let Some(launched) = from_another(source, timeout)? {
+            return Ok(launched);
+        }
+    }
     let (ours, theirs) = socket::pair().map_err(StartError::system("make a socket pair"))?;
-    let watch = ParentWatch::new();
+    fork_first(&theirs, ParentWatch::new(), signal_pair)?;
+    drop(theirs);
+    match wait_until_ready(&ours, timeout).map_err(StartError::system("wait for the zygote"))? {
+        Some(pid) => Ok(Launched { link: Link::new(ours), pid }),
+        None => Err(StartError::system("wait for the zygote")(io::Error::other("it ended before it was ready"))),
+    }
+}
+
+/// A zygote forked from another, or `None` if that one is lost: the next one may do it.
+///
+/// That an order could be sent proves little. A child that a killed zygote has just forked holds the zygote's socket until
+/// it has closed its copy, and the order goes down with it; the end of `ours` says so, and says too that nobody carries it
+/// out any more.
+fn from_another(source: &Link, timeout: Duration) -> Result<Option<Launched>, StartError> {
+    let (ours, theirs) = socket::pair().map_err(StartError::system("make a socket pair"))?;
     let theirs = Arc::new(theirs);
-    let ordered = existing.iter().rev().any(|link| order(link, &theirs, watch.as_ref()).is_ok());
-    if !ordered {
-        fork_first(&theirs, watch, signal_pair)?;
+    if order(source, &theirs, ParentWatch::new().as_ref()).is_err() {
+        return Ok(None);
     }
     drop(theirs);
     let pid = wait_until_ready(&ours, timeout).map_err(StartError::system("wait for the zygote"))?;
-    Ok(Launched { link: Link::new(ours), pid })
+    Ok(pid.map(|pid| Launched { link: Link::new(ours), pid }))
 }
 
 /// Orders a zygote from another.
@@ -131,7 +149,8 @@ fn throw_away(control: OwnedFd, watch: Option<ParentWatch>, parent: i32) -> Infa
     }
 }
 
-fn wait_until_ready(control: &OwnedFd, timeout: Duration) -> io::Result<i32> {
+/// The zygote's process id, or `None` if there is no zygote at the other end any more.
+fn wait_until_ready(control: &OwnedFd, timeout: Duration) -> io::Result<Option<i32>> {
     use std::os::fd::AsRawFd;
     let mut bytes = [0; FACT_SIZE];
     let mut filled = 0;
@@ -140,12 +159,12 @@ fn wait_until_ready(control: &OwnedFd, timeout: Duration) -> io::Result<i32> {
             return Err(io::ErrorKind::TimedOut.into());
         }
         match socket::receive(control.as_fd(), &mut bytes[filled..], &mut Vec::new(), true)? {
-            0 => return Err(io::Error::other("it ended before it was ready")),
+            0 => return Ok(None),
             n => filled += n,
         }
     }
     match Fact::decode(&bytes).map_err(io::Error::other)? {
-        Fact::Ready { pid } => Ok(pid),
+        Fact::Ready { pid } => Ok(Some(pid)),
         fact => Err(io::Error::other(format!("{fact:?} where Ready was expected"))),
     }
 }

@@ -15,6 +15,7 @@ crate::cases![
     e61_a_task_can_be_ended_after_its_zygote,
     e61_a_task_can_be_dropped_after_its_zygote;
     90 => e62_a_zygote_killed_while_tasks_start_and_end,
+    e62_a_zygote_lost_while_it_forks_another,
     e62_a_zygote_killed_before_it_read_its_orders,
     e62_a_zygote_killed_before_it_killed_a_task,
 ];
@@ -213,6 +214,22 @@ fn e62_a_zygote_killed_while_tasks_start_and_end() {
 async fn stop(life: Life) {
     life.signal(libc::SIGSTOP);
     eventually("it is stopped", || life.state() == Some('T')).await;
+}
+
+fn e62_a_zygote_lost_while_it_forks_another() {
+    let first = Zygote::builder().start().unwrap();
+    let second = Zygote::builder().start().unwrap();
+    multi_thread().block_on(async {
+        let life = Life::of(second.pid());
+        stop(life).await;
+        // The order goes to the newest zygote, which will not read it.
+        let third = tokio::task::spawn_blocking(|| Zygote::builder().start());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        life.kill();
+        let third = third.await.unwrap().unwrap();
+        assert_eq!(third.run_in_process(async || 3, ()).await.unwrap(), 3);
+        assert_eq!(first.run_in_process(async || 1, ()).await.unwrap(), 1);
+    });
 }
 
 fn e62_a_zygote_killed_before_it_read_its_orders() {
