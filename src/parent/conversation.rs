@@ -1,170 +1,29 @@
-//! The talk with one worker on its job socket: the job goes out, `Executing` and one terminal frame come back.
+//! The talk with one worker on its job socket: the job goes out, `Executing` (unless the job is quiet) and one terminal
+//! frame come back.
 //!
 //! The same code runs on the caller's runtime (`run`) and on the driver's (`Process`).
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd},
     sync::Arc,
-    time::Instant,
+    time::Duration,
 };
 
 use super::{
-    driver::Driver,
+    line::{Line, hand_over},
     metrics::{Outcome, Stage},
     race::{Either, race},
     roster,
-    stream::{Stream, Unwatched},
-    worker::{Exit, Status, Worker},
-    zygote::Inner,
+    stream::Stream,
+    worker::{Exit, Status},
 };
 use crate::{
     error::{Coded, Error},
-    model::{Cause, Ending, Event, ExitStatus, Failure, Limits, Phase, Signal, Terminal, settle},
-    sys::{arm, process, socket},
+    model::{Cause, Ending, Event, ExitStatus, Failure, Phase, Signal, Terminal, settle},
+    sys::{process, socket},
     wire::frame::{Frame, Reader},
 };
-
-/// A job as it goes over the socket.
-#[derive(Clone, Debug)]
-pub(super) struct Job {
-    pub(super) bytes: Vec<u8>,
-    pub(super) fds: Vec<Arc<OwnedFd>>,
-    pub(super) result_limit: u64,
-    pub(super) limits: Limits,
-}
-
-/// The parent's end of a job socket, before a runtime watches it.
-pub(super) struct Line {
-    driver: &'static Driver,
-    zygote: Arc<Inner>,
-    worker: Arc<Worker>,
-    job: Arc<Job>,
-    socket: Option<OwnedFd>,
-    /// The worker's end, until all is sent and it is armed (see `sys::arm`).
-    theirs: Option<Arc<OwnedFd>>,
-    sent: usize,
-    owner: i32,
-    /// When its stage began, for the metrics.
-    since: Instant,
-    /// The worker stood ready before the task came. If it ends before the task begins, another takes its place unseen.
-    warm: bool,
-}
-
-impl Line {
-    pub(super) fn new(
-        driver: &'static Driver,
-        zygote: Arc<Inner>,
-        worker: Arc<Worker>,
-        job: Arc<Job>,
-        (ours, theirs): (OwnedFd, Arc<OwnedFd>),
-        warm: bool,
-    ) -> Self {
-        let theirs = arm::is_armed_by_sender().then_some(theirs);
-        Self {
-            driver,
-            zygote,
-            worker,
-            job,
-            socket: Some(ours),
-            theirs,
-            sent: 0,
-            owner: process::pid(),
-            since: Instant::now(),
-            warm,
-        }
-    }
-
-    fn stage_ends(&mut self, stage: Stage) {
-        let now = Instant::now();
-        self.zygote.counters.took(stage, now.saturating_duration_since(self.since));
-        self.since = now;
-    }
-
-    pub(super) fn is_warm(&self) -> bool {
-        self.warm
-    }
-
-    pub(super) fn worker(&self) -> &Arc<Worker> {
-        &self.worker
-    }
-
-    pub(super) fn driver(&self) -> &'static Driver {
-        self.driver
-    }
-
-    /// Sends what fits at once: the whole of most jobs, before any reactor is involved.
-    pub(super) fn send_first(&mut self) {
-        let Some(socket) = &self.socket else { return };
-        let fds: Vec<BorrowedFd<'_>> = self.job.fds.iter().map(|fd| fd.as_fd()).collect();
-        // An error shows again when the conversation goes on.
-        self.sent = socket::send(socket.as_fd(), &self.job.bytes, &fds, false).unwrap_or(0);
-        self.arm_if_sent();
-    }
-
-    /// Arms the worker's end once nothing more will be sent.
-    fn arm_if_sent(&mut self) {
-        if self.sent == self.job.bytes.len() {
-            if let Some(theirs) = self.theirs.take() {
-                arm::arm_for_worker(&*theirs);
-            }
-        }
-    }
-
-    /// Registers the socket with the current tokio runtime.
-    pub(super) fn register(mut self) -> Result<Conversation, Error> {
-        let Some(socket) = self.socket.take() else { return Err(Error::ShutDown) };
-        let task = self.worker.task_id();
-        let error = match Stream::register(socket, self.sent < self.job.bytes.len()) {
-            Ok(stream) => {
-                self.listens_on(&stream);
-                let reader = Reader::new(self.job.result_limit);
-                return Ok(Conversation { line: self, stream: Some(stream), reader, done: false, given_up: false });
-            }
-            Err(Unwatched::Io(e)) if tokio::runtime::is_rt_shutdown_err(&e) => Error::ShutDown,
-            Err(Unwatched::Io(e)) => {
-                Error::Spawn { task, step: "watch the job socket".to_owned(), source: Arc::new(e) }
-            }
-            Err(Unwatched::NoReactor) => Error::NoReactor { task },
-        };
-        // The socket is closed by now, which ends a worker that runs already.
-        self.driver.roster().leave(self.worker.id, None);
-        self.driver.tell(self.worker.id, Event::End(Cause::Dropped));
-        Err(error)
-    }
-
-    /// Should this not be polled in time, the driver looks for `Executing` itself.
-    fn listens_on(&self, stream: &Stream) {
-        if let Stream::Reading(_) = stream {
-            self.driver.roster().set_listener(self.worker.id, Some(stream.as_fd().as_raw_fd()));
-        }
-    }
-}
-
-impl Drop for Line {
-    /// Never watched: the job is taken back, and the worker ended.
-    fn drop(&mut self) {
-        if self.socket.is_some() && self.owner == process::pid() {
-            hand_over(self, None);
-        }
-    }
-}
-
-/// Ends the worker whose caller is gone. The driver carries that on.
-fn hand_over(line: &mut Line, socket: Option<OwnedFd>) {
-    line.zygote.counters.finished(Outcome::Cancelled);
-    let Some(socket) = socket.or_else(|| line.socket.take()) else {
-        // It went with the runtime that watched it, which ends the worker.
-        line.driver.roster().leave(line.worker.id, None);
-        return line.driver.tell(line.worker.id, Event::End(Cause::Dropped));
-    };
-    // A worker that has not begun cannot begin any more, and one that sends a result is not kept waiting.
-    roster::revoke(&socket);
-    // It may be executing if it has its whole job: closing our end would kill it before its grace period is over.
-    let kept = line.sent == line.job.bytes.len();
-    line.driver.roster().leave(line.worker.id, kept.then_some(socket));
-    line.driver.tell(line.worker.id, Event::End(Cause::Dropped));
-}
 
 /// A conversation in progress. Dropping it ends the worker.
 pub(super) struct Conversation {
@@ -174,6 +33,8 @@ pub(super) struct Conversation {
     done: bool,
     /// The job was taken back from a worker that was stopped before it began.
     given_up: bool,
+    /// The worker is gone, and did not read all of its job.
+    unread: bool,
 }
 
 impl Drop for Conversation {
@@ -210,12 +71,20 @@ enum Heard {
 }
 
 impl Conversation {
+    pub(super) fn new(line: Line, stream: Stream) -> Self {
+        let limit = line.job.result_limit;
+        let reader = if line.job.quiet { Reader::of_terminal(limit) } else { Reader::new(limit) };
+        Self { line, stream: Some(stream), reader, done: false, given_up: false, unread: false }
+    }
+
     /// Holds the conversation to its end, and gives the one outcome of the task.
     pub(super) async fn hold(mut self) -> Result<Vec<u8>, Error> {
         let outcome = self.converse().await;
         // A task that did not begin in a warm worker goes on in another.
         if !(self.line.warm && matches!(outcome, Err(Error::EndedEarly { .. }))) {
-            self.line.stage_ends(Stage::Result);
+            if self.line.dated {
+                self.line.zygote.counters.took(Stage::Result, self.line.since.elapsed());
+            }
             self.line.zygote.counters.finished(Outcome::of(&outcome));
         }
         outcome
@@ -232,30 +101,24 @@ impl Conversation {
             }
             if status.exit.is_some() && words.is_none() && !socket_ended {
                 // It is gone, perhaps before we first listened. What it said is in the socket.
-                words = self.drain();
+                words = self.look();
                 socket_ended = true;
                 status = self.line.worker.status.borrow().clone();
             } else if status.cause.is_some() && !status.started && words.is_none() && !socket_ended {
                 // Its time is over, and that it did not run is a promise; or its handle was dropped, and nobody wants it
                 // to. It may be about to: from here on it cannot begin.
-                if let Some(stream) = &self.stream {
-                    roster::revoke(stream);
-                }
-                words = self.drain();
+                words = self.take_back();
                 status = self.line.worker.status.borrow().clone();
             } else if self.line.warm && status.stopped && !status.started && !self.given_up {
                 // Somebody stopped it while it stood ready. If it has not begun it cannot any more; another one will.
-                if let Some(stream) = &self.stream {
-                    roster::revoke(stream);
-                }
-                words = self.drain();
+                words = self.take_back();
                 status = self.line.worker.status.borrow().clone();
                 self.given_up = !status.started;
                 if self.given_up {
                     let _ = self.line.driver.roster().signal(self.line.worker.id, Signal::KILL);
                 }
             } else if status.cut && words.is_none() && !socket_ended {
-                words = self.drain();
+                words = self.look();
                 self.stream = None;
                 socket_ended = true;
                 continue;
@@ -278,7 +141,10 @@ impl Conversation {
                     self.done = true;
                     words = Some(heard);
                 }
-                Heard::End => socket_ended = true,
+                Heard::End => {
+                    words = self.look();
+                    socket_ended = true;
+                }
                 Heard::Status => {}
                 Heard::ShutDown => return Err(Error::ShutDown),
             }
@@ -369,7 +235,7 @@ impl Conversation {
             match stream.read(&mut buffer).await {
                 Err(e) if tokio::runtime::is_rt_shutdown_err(&e) => return Heard::ShutDown,
                 // ECONNRESET comes before what the worker said is read (FAULTS P10): read on.
-                Err(e) if e.kind() == io::ErrorKind::ConnectionReset => {}
+                Err(e) if e.kind() == io::ErrorKind::ConnectionReset => self.unread = true,
                 Err(_) | Ok(0) => return Heard::End,
                 Ok(n) => {
                     if let Some(words) = take_in(&mut self.reader, &mut self.line, &buffer[..n]) {
@@ -412,13 +278,40 @@ impl Conversation {
         Ok(())
     }
 
-    /// Reads what is in the socket without waiting: its worker is gone.
+    /// Sees to it that a task which has not begun cannot begin any more, and gives what its worker said.
+    fn take_back(&mut self) -> Option<Result<Terminal, String>> {
+        let words = self.look();
+        // Of one that has begun the words are still wanted.
+        if words.is_none() && !self.line.worker.status.borrow().started {
+            if let Some(stream) = &self.stream {
+                roster::revoke(stream);
+            }
+            return self.look();
+        }
+        words
+    }
+
+    /// Finds out whether the task has begun, and what its worker said.
+    ///
+    /// A worker commits to a quiet job after it has read all of it, and cannot once the job is revoked. So one that has not
+    /// read it has not begun, and one that has read it counts as begun: it may be a step before that.
+    fn look(&mut self) -> Option<Result<Terminal, String>> {
+        // Before the words: a worker that leaves its job unread says so there before its job is gone.
+        let read = self.line.is_read(self.stream.as_ref());
+        let words = self.drain();
+        if read && !self.unread {
+            self.line.begins();
+        }
+        words
+    }
+
+    /// Reads what is in the socket without waiting.
     fn drain(&mut self) -> Option<Result<Terminal, String>> {
         let stream = self.stream.as_ref()?;
         let mut buffer = vec![0; 64 << 10];
         loop {
             match socket::receive(stream.as_fd(), &mut buffer, &mut Vec::new(), false) {
-                Err(e) if e.kind() == io::ErrorKind::ConnectionReset => {}
+                Err(e) if e.kind() == io::ErrorKind::ConnectionReset => self.unread = true,
                 Err(_) | Ok(0) => return None,
                 Ok(n) => {
                     if let Some(words) = take_in(&mut self.reader, &mut self.line, &buffer[..n]) {
@@ -436,11 +329,15 @@ fn take_in(reader: &mut Reader, line: &mut Line, mut bytes: &[u8]) -> Option<Res
         match reader.next(&mut bytes) {
             Ok(None) => return None,
             Ok(Some(Frame::Executing)) => {
-                line.stage_ends(Stage::Executing);
-                line.driver.tell(line.worker.id, Event::Executing);
-                line.worker.status.send_modify(|status| status.started = true);
+                line.began(Duration::ZERO);
+                line.begins();
             }
-            Ok(Some(Frame::Terminal(terminal))) => return Some(Ok(terminal)),
+            Ok(Some(Frame::Terminal(terminal, age))) => {
+                if line.job.quiet {
+                    line.began(age);
+                }
+                return Some(Ok(terminal));
+            }
             Err(violation) => return Some(Err(violation)),
         }
     }

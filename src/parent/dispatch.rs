@@ -9,7 +9,7 @@ use std::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
-    conversation::{Job, Line},
+    line::{Job, Line},
     metrics::Stage,
     race::{Either, race},
     roster::{Record, next_id},
@@ -20,8 +20,11 @@ use super::{
 use crate::{
     error::{Error, TaskId},
     model::Phase,
-    sys,
-    wire::control::{Order, Prepare},
+    sys::{self, socket},
+    wire::{
+        control::{Order, Prepare},
+        job,
+    },
 };
 
 /// A task, checked and encoded: nothing of the caller's is borrowed any more.
@@ -58,6 +61,19 @@ impl Drop for Waits<'_> {
 impl Prepared {
     fn task_id(&self) -> TaskId {
         TaskId { name: self.name.clone(), pid: None }
+    }
+
+    /// Nobody looks at this task before its outcome: where the kernel says whether a job was read, its worker need not
+    /// say that it begins, and the caller is woken once.
+    pub(super) fn job_may_be_quiet(&mut self) {
+        // A timeout counts from the start of execution.
+        if self.job.limits.running.is_some() || !socket::knows_what_is_read() {
+            return;
+        }
+        if let Some(job) = Arc::get_mut(&mut self.job) {
+            job.quiet = true;
+            job::set_quiet(&mut job.bytes);
+        }
     }
 
     fn failed(&self, step: &'static str) -> impl FnOnce(io::Error) -> Error {

@@ -47,7 +47,8 @@ pub struct Metrics {
     pub time_queued: Latency,
     /// From there until the job was sent, with what it takes to have a worker.
     pub time_dispatched: Latency,
-    /// From there until the worker said that it starts the task.
+    /// From there until the task started, by its worker's word: of one whose process ended without a word it may be
+    /// unknown, and is not counted here or below.
     pub time_executing: Latency,
     /// From there to the outcome.
     pub time_result: Latency,

@@ -12,6 +12,7 @@ mod driver;
 mod inherited;
 mod init;
 mod launch;
+mod line;
 mod link;
 mod metrics;
 mod pool;

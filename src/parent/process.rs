@@ -12,10 +12,10 @@ use std::{
 use serde::de::DeserializeOwned;
 
 use super::{
-    conversation::Line,
     decode,
     dispatch::Prepared,
     driver::Driver,
+    line::Line,
     stdio::{Output, PipeReader, PipeWriter, Pipes},
     worker::{Exit, Status, Worker},
     zygote::Zygote,

@@ -27,6 +27,21 @@ use crate::{
     wire::control::{Fact, Order},
 };
 
+/// Where a worker will be heard.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Listener {
+    /// The number of our end.
+    pub(super) socket: RawFd,
+    /// It will not say that it executes.
+    pub(super) quiet: bool,
+}
+
+impl Listener {
+    fn has_begun(self) -> bool {
+        socket::has_input(self.socket) || self.quiet && socket::all_is_read(self.socket)
+    }
+}
+
 /// What the parent holds for one worker until it is gone.
 pub(super) struct Record {
     worker: Arc<Worker>,
@@ -41,8 +56,8 @@ pub(super) struct Record {
     /// The worker's end of its job socket. Kept until the zygote has it: where descriptors travel by reference to the
     /// sender (macOS), one that is closed on its way is lost.
     theirs: Option<Arc<OwnedFd>>,
-    /// The number of our end, until its reader has heard that the task executes. Whoever closes it takes this away first.
-    listener: Option<RawFd>,
+    /// Our end, until its reader knows that the task executes. Whoever closes it takes this away first.
+    listener: Option<Listener>,
     /// SIGKILL was due. A zygote that was asked for it may die before it does it.
     killed: bool,
     /// Nobody reads our end of its job socket any more.
@@ -189,7 +204,7 @@ impl Roster {
             record.theirs = None;
         }
         let now = Instant::now();
-        let late = matches!(event, Event::Deadline { .. }) && record.listener.is_some_and(socket::has_input);
+        let late = matches!(event, Event::Deadline { .. }) && record.listener.is_some_and(Listener::has_begun);
         // It did start: only its caller does not poll, and has not read that.
         let event = if late { Event::Executing } else { event };
         if event == Event::Finished {
@@ -224,9 +239,9 @@ impl Roster {
     }
 
     /// Says where `Executing` will arrive, and that it will not be looked for there any more.
-    pub(super) fn set_listener(&mut self, id: WorkerId, socket: Option<RawFd>) {
+    pub(super) fn set_listener(&mut self, id: WorkerId, listener: Option<Listener>) {
         if let Some(record) = self.records.get_mut(&id) {
-            record.listener = socket.filter(|_| record.life.is_starting());
+            record.listener = listener.filter(|_| record.life.is_starting());
         }
     }
 

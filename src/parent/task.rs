@@ -15,10 +15,10 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    conversation::Job,
     decode,
     dispatch::Prepared,
     init::default_zygote,
+    line::Job,
     process::{self, Process},
     stdio::{self, Pipes, Stdio},
     zygote::Zygote,
@@ -299,7 +299,8 @@ impl Task {
         payload::encode_into(arguments, &mut bytes, u64::MAX).map_err(|e| Error::encode(task(), e))?;
         let result_limit = self.result_limit.unwrap_or(inner.config.result_limit);
         let header = Header {
-            fds: u32::try_from(fds.len()).expect("four at most"),
+            fds: u16::try_from(fds.len()).expect("four at most"),
+            quiet: false,
             entry: entry.address(),
             options: options as u64,
             arguments: (bytes.len() - HEADER_SIZE - options) as u64,
@@ -314,7 +315,7 @@ impl Task {
         };
         let prepared = Prepared {
             name,
-            job: Arc::new(Job { bytes, fds, result_limit, limits }),
+            job: Arc::new(Job { bytes, fds, quiet: false, result_limit, limits }),
             prepare: if matches!(host, Host::Tokio | Host::Pool) { Prepare::Tokio } else { Prepare::Nothing },
             queue_timeout: self.queue_timeout,
             // An error of a task that is cut names its pid.
@@ -357,12 +358,13 @@ pub struct Open<T>(BoxFuture<Process<T>>);
 impl<T: DeserializeOwned + Send + 'static> Run<T> {
     fn new(prepared: Result<(Prepared, Pipes), Error>) -> Self {
         Self(Box::pin(async move {
-            let (prepared, pipes) = prepared?;
+            let (mut prepared, pipes) = prepared?;
             let here = tokio::runtime::Handle::try_current().is_ok();
             if !here || pipes.stdin.is_some() || pipes.outputs.iter().any(Option::is_some) {
                 // Another executor polls this, or there are pipes to read: the driver can.
                 return process::open::<T>(prepared, pipes).await?.into_value().await;
             }
+            prepared.job_may_be_quiet();
             for tries in 0.. {
                 let line = prepared.dispatch(tries).await?;
                 let (worker, warm) = (line.worker().clone(), line.is_warm());

@@ -22,6 +22,8 @@ pub(crate) enum Capability {
     KillOnHangup = 1 << 3,
     /// `SO_PASSRIGHTS`: Linux 6.16.
     RefuseFds = 1 << 4,
+    /// `SIOCOUTQ`, and ECONNRESET for what was never read, on a socket pair: any Linux.
+    Unread = 1 << 5,
 }
 
 /// A mask that lets everything through.

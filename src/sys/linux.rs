@@ -21,7 +21,7 @@ const SO_PASSRIGHTS: libc::c_int = 83;
 
 /// Finds out what this kernel and container allow, by trying.
 pub(super) fn probe() -> u32 {
-    let mut found = Capability::KillOnHangup as u32;
+    let mut found = Capability::KillOnHangup as u32 | Capability::Unread as u32;
     // SAFETY: touches no memory.
     if let Ok(pidfd) = open_pidfd(unsafe { libc::getpid() }) {
         // Signal 0 checks the permission (a container may forbid the call) and sends nothing.
@@ -120,6 +120,15 @@ pub(super) fn duplicate_to(fd: RawFd, to: RawFd, cloexec: bool) -> io::Result<()
 
 /// Descriptors arrive closed on exec already.
 pub(super) fn close_on_exec(_fd: &OwnedFd) {}
+
+/// How much the peer has not read yet, in the kernel's measure.
+pub(super) fn unread(socket: RawFd) -> io::Result<libc::c_int> {
+    let mut size: libc::c_int = 0;
+    // SIOCOUTQ is another name of it.
+    // SAFETY: a live int, which the call writes.
+    check(unsafe { libc::ioctl(socket, libc::TIOCOUTQ, &raw mut size) })?;
+    Ok(size)
+}
 
 pub(super) fn refuse_fds(socket: RawFd) -> bool {
     let off: libc::c_int = 0;

@@ -117,6 +117,10 @@ pub(super) fn close_on_exec(fd: &OwnedFd) {
     let _ = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) };
 }
 
+pub(super) fn unread(_socket: RawFd) -> io::Result<libc::c_int> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 pub(super) fn refuse_fds(_socket: RawFd) -> bool {
     false
 }

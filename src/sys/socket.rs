@@ -202,6 +202,25 @@ pub(crate) fn has_input(socket: RawFd) -> bool {
     n == 1
 }
 
+/// Whether [`all_is_read`] knows, and whether reading fails with ECONNRESET if the peer left without having read all.
+pub(crate) fn knows_what_is_read() -> bool {
+    has(Capability::Unread)
+}
+
+/// Whether the peer has read all that was sent (`SIOCOUTQ`, unix(7)), or is gone and will never read it.
+///
+/// The kernel lets go of a message after it was copied to its reader, so `false` means that the reader's call has not come
+/// back yet.
+pub(crate) fn all_is_read(socket: RawFd) -> bool {
+    os::unread(socket).is_ok_and(|size| size == 0)
+}
+
+/// Whether the connection still takes bytes (`send(2)` of none of them, which nobody notices): not if the peer is gone or
+/// has shut its reading side down.
+pub(crate) fn is_heard(socket: impl AsFd) -> bool {
+    send(socket.as_fd(), &[], &[], false).is_ok()
+}
+
 /// `shutdown(2)`: ends the connection itself, whoever else holds copies of the descriptor.
 pub(crate) fn shutdown(socket: impl AsFd, how: std::net::Shutdown) {
     let how = match how {

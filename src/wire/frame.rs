@@ -1,12 +1,17 @@
-//! What a worker sends on its job socket: `Executing` once, then exactly one terminal frame.
+//! What a worker sends on its job socket: `Executing` once, unless its job is a quiet one, then exactly one terminal
+//! frame.
 //!
 //! ```text
-//! 0     8       16
-//! | tag | length | body |
+//! 0     1     8        16
+//! | tag | age | length | body |
 //! ```
+//!
+//! The age of a task at its terminal frame is the time since it began, in nanoseconds; 0 if it did not.
 //!
 //! These bytes are input. The length is checked against the limit of its kind before anything is allocated, and memory
 //! grows only as bytes arrive. What follows the terminal frame is not looked at: the first complete one decides.
+
+use std::time::Duration;
 
 use super::{Fields, payload};
 use crate::model::{Failure, PanicReport, Terminal};
@@ -16,6 +21,10 @@ pub(crate) const HEADER_SIZE: usize = 16;
 /// Largest body of a frame that is not a result: a bounded panic report fits in with room to spare.
 const MAX_NOTE: u64 = 1 << 20;
 
+const KIND_BITS: u32 = 8;
+/// Two years.
+const MAX_AGE: u64 = u64::MAX >> KIND_BITS;
+
 const EXECUTING: u64 = 1;
 const RETURNED: u64 = 2;
 const PANICKED: u64 = 3;
@@ -23,9 +32,10 @@ const CANCELLED: u64 = 4;
 const FAILED: u64 = 5;
 
 /// A frame's header.
-pub(crate) fn header(tag: Tag, length: usize) -> [u8; HEADER_SIZE] {
+pub(crate) fn header(tag: Tag, length: usize, age: Duration) -> [u8; HEADER_SIZE] {
     let mut bytes = [0; HEADER_SIZE];
-    bytes[0..8].copy_from_slice(&(tag as u64).to_le_bytes());
+    let age = u64::try_from(age.as_nanos()).map_or(MAX_AGE, |age| age.min(MAX_AGE));
+    bytes[0..8].copy_from_slice(&(age << KIND_BITS | tag as u64).to_le_bytes());
     bytes[8..16].copy_from_slice(&(length as u64).to_le_bytes());
     bytes
 }
@@ -42,15 +52,15 @@ pub(crate) enum Tag {
 }
 
 /// The header and body of a terminal frame. The body of a result is the bytes themselves, uncopied.
-pub(crate) fn encode(terminal: Terminal) -> ([u8; HEADER_SIZE], Vec<u8>) {
+pub(crate) fn encode(terminal: Terminal, age: Duration) -> ([u8; HEADER_SIZE], Vec<u8>) {
     let note = |tag: Tag, note: &dyn Fn(&mut Vec<u8>)| {
         let mut body = Vec::new();
         note(&mut body);
-        (header(tag, body.len()), body)
+        (header(tag, body.len(), age), body)
     };
     match terminal {
-        Terminal::Returned(body) => (header(Tag::Returned, body.len()), body),
-        Terminal::Cancelled => (header(Tag::Cancelled, 0), Vec::new()),
+        Terminal::Returned(body) => (header(Tag::Returned, body.len(), age), body),
+        Terminal::Cancelled => (header(Tag::Cancelled, 0, age), Vec::new()),
         Terminal::Panicked(report) => note(Tag::Panicked, &|body| encode_note(&*report, body)),
         Terminal::Failed(failure) => note(Tag::Failed, &|body| encode_note(&failure, body)),
     }
@@ -65,7 +75,8 @@ fn encode_note(note: &impl serde::Serialize, body: &mut Vec<u8>) {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Frame {
     Executing,
-    Terminal(Terminal),
+    /// The last one, and the task's age.
+    Terminal(Terminal, Duration),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +95,7 @@ pub(crate) struct Reader {
     header: [u8; HEADER_SIZE],
     filled: usize,
     tag: Option<Tag>,
+    age: Duration,
     body: Vec<u8>,
     missing: u64,
 }
@@ -96,13 +108,14 @@ impl Reader {
             header: [0; HEADER_SIZE],
             filled: 0,
             tag: None,
+            age: Duration::ZERO,
             body: Vec::new(),
             missing: 0,
         }
     }
 
-    /// For a line of a pool, which carries terminal frames only, one for each job.
-    pub(crate) fn of_pool(result_limit: u64) -> Self {
+    /// For a quiet job, and for each job on the line of a pool: there is a terminal frame only.
+    pub(crate) fn of_terminal(result_limit: u64) -> Self {
         Self { expects: Expects::Terminal, ..Self::new(result_limit) }
     }
 
@@ -123,8 +136,8 @@ impl Reader {
                 if self.filled < HEADER_SIZE {
                     return Ok(None);
                 }
-                let (tag, length) = self.check_header()?;
-                self.missing = length;
+                let (tag, age, length) = self.check_header()?;
+                (self.missing, self.age) = (length, age);
                 self.tag = Some(tag);
                 tag
             }
@@ -153,7 +166,7 @@ impl Reader {
             Tag::Failed => Terminal::Failed(note::<Failure>(&body)?),
         };
         self.expects = Expects::Nothing;
-        Ok(Some(Frame::Terminal(frame)))
+        Ok(Some(Frame::Terminal(frame, self.age)))
     }
 
     /// How many bytes of a large body are still to come: a hint for the size of the next read.
@@ -161,10 +174,10 @@ impl Reader {
         self.missing
     }
 
-    fn check_header(&self) -> Result<(Tag, u64), String> {
+    fn check_header(&self) -> Result<(Tag, Duration, u64), String> {
         let mut fields = Fields(&self.header);
-        let (kind, length) = (fields.u64(), fields.u64());
-        let (tag, limit) = match kind {
+        let (first, length) = (fields.u64(), fields.u64());
+        let (tag, limit) = match first & !(MAX_AGE << KIND_BITS) {
             EXECUTING => (Tag::Executing, 0),
             RETURNED => (Tag::Returned, self.result_limit),
             PANICKED => (Tag::Panicked, MAX_NOTE),
@@ -180,7 +193,7 @@ impl Reader {
         if length > limit {
             return Err(format!("a frame {tag:?} of {length} bytes where {limit} are allowed"));
         }
-        Ok((tag, length))
+        Ok((tag, Duration::from_nanos(first >> KIND_BITS), length))
     }
 }
 
@@ -192,9 +205,11 @@ fn note<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, String> {
 mod tests {
     use super::*;
 
+    const AGE: Duration = Duration::from_nanos(MAX_AGE - 1);
+
     fn stream(terminal: Terminal) -> Vec<u8> {
-        let (head, body) = encode(terminal);
-        [&header(Tag::Executing, 0)[..], &head, &body].concat()
+        let (head, body) = encode(terminal, AGE);
+        [&header(Tag::Executing, 0, Duration::ZERO)[..], &head, &body].concat()
     }
 
     fn read(bytes: &[u8], piece: usize, limit: u64) -> Result<Vec<Frame>, String> {
@@ -221,7 +236,10 @@ mod tests {
             let mut bytes = stream(terminal.clone());
             bytes.extend_from_slice(b"junk after the last frame is not looked at");
             for piece in [1, 7, 16, 17, 4096] {
-                assert_eq!(read(&bytes, piece, 1000), Ok(vec![Frame::Executing, Frame::Terminal(terminal.clone())]));
+                assert_eq!(
+                    read(&bytes, piece, 1000),
+                    Ok(vec![Frame::Executing, Frame::Terminal(terminal.clone(), AGE)])
+                );
             }
         }
     }
@@ -230,7 +248,7 @@ mod tests {
     fn a_length_is_checked_before_anything_is_allocated() {
         let mut bytes = stream(Terminal::Cancelled);
         bytes.truncate(HEADER_SIZE);
-        bytes.extend_from_slice(&header(Tag::Returned, 101));
+        bytes.extend_from_slice(&header(Tag::Returned, 101, AGE));
         assert!(read(&bytes, 64, 100).unwrap_err().contains("101 bytes where 100 are allowed"));
         bytes.truncate(HEADER_SIZE);
         bytes.extend_from_slice(&RETURNED.to_le_bytes());
@@ -244,12 +262,12 @@ mod tests {
 
     #[test]
     fn s20_a_wrong_order_is_an_error() {
-        assert!(read(&header(Tag::Returned, 0), 64, 100).unwrap_err().contains("Returned where Executing"));
-        assert!(read(&header(Tag::Cancelled, 0), 64, 100).is_err());
-        let twice = [header(Tag::Executing, 0), header(Tag::Executing, 0)].concat();
+        assert!(read(&header(Tag::Returned, 0, AGE), 64, 100).unwrap_err().contains("Returned where Executing"));
+        assert!(read(&header(Tag::Cancelled, 0, AGE), 64, 100).is_err());
+        let twice = [header(Tag::Executing, 0, Duration::ZERO), header(Tag::Executing, 0, Duration::ZERO)].concat();
         assert!(read(&twice, 64, 100).unwrap_err().contains("Executing where Terminal"));
         assert!(read(&[0xff; 16], 64, 100).unwrap_err().contains("unknown kind"));
-        let failed = encode(Terminal::Failed(Failure::Setup { what: "x".into(), errno: 2 }));
+        let failed = encode(Terminal::Failed(Failure::Setup { what: "x".into(), errno: 2 }), AGE);
         assert_eq!(read(&[&failed.0[..], &failed.1].concat(), 3, 100).map(|frames| frames.len()), Ok(1));
     }
 

@@ -1,8 +1,8 @@
 //! The one message from the parent to a worker on its job socket: the task.
 //!
 //! ```text
-//! 0     4     8       16        24          32     40             48
-//! | tag | fds | entry | options | arguments | host | result limit |  then options, then arguments
+//! 0     4     6       8       16        24          32     40             48
+//! | tag | fds | quiet | entry | options | arguments | host | result limit |  then options, then arguments
 //! ```
 //!
 //! Descriptors (for stdio) come with its first byte. This direction is trusted: the zygote and the worker are the
@@ -16,6 +16,8 @@ use super::{Fields, payload};
 
 /// Size of the header.
 pub(crate) const HEADER_SIZE: usize = 48;
+/// Where the header says it.
+const QUIET_AT: usize = 6;
 const TAG: u32 = 0x4a4f_4201;
 
 /// Where the task runs in its worker.
@@ -52,7 +54,9 @@ pub(crate) struct Options {
 /// The fixed part of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
-    pub(crate) fds: u32,
+    pub(crate) fds: u16,
+    /// The worker does not say `Executing`: its caller waits for the outcome only.
+    pub(crate) quiet: bool,
     pub(crate) entry: u64,
     pub(crate) options: u64,
     pub(crate) arguments: u64,
@@ -71,7 +75,8 @@ impl Header {
         };
         let mut bytes = [0; HEADER_SIZE];
         bytes[0..4].copy_from_slice(&TAG.to_le_bytes());
-        bytes[4..8].copy_from_slice(&self.fds.to_le_bytes());
+        bytes[4..6].copy_from_slice(&self.fds.to_le_bytes());
+        bytes[QUIET_AT] = u8::from(self.quiet);
         bytes[8..16].copy_from_slice(&self.entry.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.options.to_le_bytes());
         bytes[24..32].copy_from_slice(&self.arguments.to_le_bytes());
@@ -85,15 +90,29 @@ impl Header {
         if fields.u32() != TAG {
             return None;
         }
-        let (fds, entry, options, arguments) = (fields.u32(), fields.u64(), fields.u64(), fields.u64());
+        let [fds @ .., quiet, _] = fields.u32().to_le_bytes();
+        let (entry, options, arguments) = (fields.u64(), fields.u64(), fields.u64());
         let host = match fields.u64() {
             TOKIO => Host::Tokio,
             BLOCKING => Host::Blocking,
             POOL => Host::Pool,
             address => Host::Custom(address),
         };
-        Some(Self { fds, entry, options, arguments, host, result_limit: fields.u64() })
+        Some(Self {
+            fds: u16::from_le_bytes(fds),
+            quiet: quiet != 0,
+            entry,
+            options,
+            arguments,
+            host,
+            result_limit: fields.u64(),
+        })
     }
+}
+
+/// Makes an encoded job a quiet one.
+pub(crate) fn set_quiet(job: &mut [u8]) {
+    job[QUIET_AT] = 1;
 }
 
 /// Encodes options; nothing if there are none, which is the usual case.
@@ -114,7 +133,8 @@ mod tests {
     #[test]
     fn a_job_survives_the_wire() {
         for host in [Host::Tokio, Host::Blocking, Host::Custom(0xdead_beef)] {
-            let header = Header { fds: 3, entry: 1 << 40, options: 5, arguments: 6, host, result_limit: 7 };
+            let header =
+                Header { fds: 3, quiet: true, entry: 1 << 40, options: 5, arguments: 6, host, result_limit: 7 };
             assert_eq!(Header::decode(&header.encode()), Some(header));
         }
         assert_eq!(Header::decode(&[0; HEADER_SIZE]), None);

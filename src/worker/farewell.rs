@@ -3,10 +3,11 @@
 use std::{
     io::Write,
     sync::{
+        OnceLock,
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -16,6 +17,12 @@ use crate::{
 };
 
 static SAID: AtomicBool = AtomicBool::new(false);
+static BEGAN: OnceLock<Instant> = OnceLock::new();
+
+/// The task begins now.
+pub(super) fn task_begins() {
+    let _ = BEGAN.set(Instant::now());
+}
 
 /// Sends the terminal frame and ends the process. Whoever comes second (two threads of a task that panic in an abort
 /// build) waits for the first to end it.
@@ -32,7 +39,8 @@ pub(super) fn say(terminal: Terminal) -> ! {
         Terminal::Panicked(_) => 101,
     };
     if let Some(job) = wake::job() {
-        let (header, body) = frame::encode(terminal);
+        let age = BEGAN.get().map_or(Duration::ZERO, Instant::elapsed);
+        let (header, body) = frame::encode(terminal, age);
         // Before the frame: once it is read the parent may close its end at any time.
         arm::disarm(job);
         let _ = socket::send_frame(job, &header, &body);
@@ -46,7 +54,7 @@ pub(super) fn say(terminal: Terminal) -> ! {
 /// In a worker that has time: touches the code that its end will run, which each process must map for itself.
 pub(super) fn rehearse() {
     flush_streams();
-    drop(frame::encode(Terminal::Returned(vec![0])));
+    drop(frame::encode(Terminal::Returned(vec![0]), Instant::now().elapsed()));
     process::yield_now();
 }
 

@@ -16,6 +16,7 @@ use std::{
     pin::{Pin, pin},
     sync::{Mutex, PoisonError},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use super::{panic, prologue::Job};
@@ -46,7 +47,7 @@ pub(super) async fn serve(initializer: BoxedTask) -> Encoded {
             Err(e) => return Err(setup(e.raw_os_error().unwrap_or(0))),
         };
         let task = Entry::from_job(job.header.entry).enter(job.arguments, job.header.result_limit);
-        let (header, body) = frame::encode(run(task).await);
+        let (header, body) = frame::encode(run(task).await, Duration::ZERO);
         // A pool that is gone has ended this worker's line, which the next read says.
         let _ = socket::send_frame(line.as_fd(), &header, &body);
     }

@@ -1,6 +1,6 @@
 //! The first steps of a worker, from its birth to its task.
 //!
-//! Up to `Executing` no user code runs. All signals are blocked until then (the zygote blocked them), so one that
+//! Up to the commit point no user code runs. All signals are blocked until then (the zygote blocked them), so one that
 //! arrives early is neither lost nor kills a half-made worker: it is delivered when the handlers can do something with
 //! it.
 
@@ -12,6 +12,7 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::Path,
+    time::Duration,
 };
 
 use super::{NAME, execute, farewell, host, pool};
@@ -80,10 +81,17 @@ pub(crate) fn main(job: OwnedFd, prepare: Prepare, rehearse: bool) -> ! {
         farewell::say(Terminal::Failed(setup("arm the job socket", &e)))
     }
     SignalSet::empty().apply();
-    // The commit point: no user code runs unless this was written. If the parent took the job back this is EPIPE.
-    if socket::send(job.as_fd(), &frame::header(Tag::Executing, 0), &[], false).is_err() {
+    // The commit point: no user code runs if the parent took the job back, which this says. A caller that waits for the
+    // outcome only is not woken for it; to the parent such a task began when its job was read.
+    let committed = if task.header.quiet {
+        socket::is_heard(&job)
+    } else {
+        socket::send(job.as_fd(), &frame::header(Tag::Executing, 0, Duration::ZERO), &[], false).is_ok()
+    };
+    if !committed {
         process::exit(0)
     }
+    farewell::task_begins();
     let entry = Entry::from_job(task.header.entry);
     let future = entry.enter(task.arguments, task.header.result_limit);
     match task.header.host {
@@ -126,7 +134,7 @@ impl Job {
         };
         let options = exactly(header.options)?;
         let arguments = exactly(header.arguments)?;
-        if fds.len() != header.fds as usize {
+        if fds.len() != usize::from(header.fds) {
             return Err(malformed());
         }
         Ok(Self { header, options: job::decode_options(&options).ok_or_else(malformed)?, arguments, fds })

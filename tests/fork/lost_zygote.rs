@@ -73,6 +73,8 @@ fn e61_a_killed_zygote_leaves_running_tasks_alone() {
             lives.push(patients_life(&path, n).await);
         }
         kill_zygote(&zygote).await;
+        // Until then a task may still go to a worker that stood ready, and is none the worse for it.
+        eventually("the loss is known", || zygote.metrics().warm == 0).await;
         for _ in 0..3 {
             let refused = [
                 soon("run", zygote.run_in_process(async || 1, ())).await.unwrap_err(),

@@ -7,6 +7,7 @@
 
 mod abort;
 mod answers;
+mod begun;
 #[cfg(feature = "metrics")]
 mod facade;
 mod faults_cancel;
@@ -49,6 +50,7 @@ fn cases() -> Vec<Case> {
     [
         abort::CASES,
         answers::CASES,
+        begun::CASES,
         #[cfg(feature = "metrics")]
         facade::CASES,
         faults_cancel::CASES,

@@ -32,7 +32,8 @@ impl PoolJob {
         payload::encode_into(arguments, &mut bytes, u64::MAX).map_err(|e| Error::encode(task(), e))?;
         let result_limit = zygote.0.config.result_limit;
         let arguments = (bytes.len() - HEADER_SIZE) as u64;
-        let header = Header { fds: 0, entry: entry.address(), options: 0, arguments, host: Host::Tokio, result_limit };
+        let (fds, quiet, options, host) = (0, true, 0, Host::Tokio);
+        let header = Header { fds, quiet, entry: entry.address(), options, arguments, host, result_limit };
         bytes[..HEADER_SIZE].copy_from_slice(&header.encode());
         Ok(Self { name, bytes, result_limit })
     }

@@ -94,7 +94,7 @@ impl Lane {
                 Err(e) => return Err(self.ended(&e, job).await),
             }
         }
-        let mut reader = Reader::of_pool(job.result_limit);
+        let mut reader = Reader::of_terminal(job.result_limit);
         let mut buffer = vec![0; 2048];
         loop {
             let stream = self.watch(false, job)?;
@@ -105,7 +105,7 @@ impl Lane {
             };
             match reader.next(&mut &buffer[..n]) {
                 Ok(None) => {}
-                Ok(Some(Frame::Terminal(terminal))) => {
+                Ok(Some(Frame::Terminal(terminal, _))) => {
                     self.served += 1;
                     return Ok(self.outcome(terminal, job));
                 }

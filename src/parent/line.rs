@@ -1,0 +1,185 @@
+//! One worker's job socket on the parent's side, from the job's first byte until a runtime watches it.
+
+use std::{
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    conversation::Conversation,
+    driver::Driver,
+    metrics::{Outcome, Stage},
+    roster::{self, Listener},
+    stream::{Stream, Unwatched},
+    worker::Worker,
+    zygote::Inner,
+};
+use crate::{
+    error::Error,
+    model::{Cause, Event, Limits},
+    sys::{arm, process, socket},
+};
+
+/// A job as it goes over the socket.
+#[derive(Clone, Debug)]
+pub(super) struct Job {
+    pub(super) bytes: Vec<u8>,
+    pub(super) fds: Vec<Arc<OwnedFd>>,
+    /// Its worker will not say that it executes. It counts as begun when it has read all of the job.
+    pub(super) quiet: bool,
+    pub(super) result_limit: u64,
+    pub(super) limits: Limits,
+}
+
+/// The parent's end of a job socket, before a runtime watches it.
+pub(super) struct Line {
+    pub(super) driver: &'static Driver,
+    pub(super) zygote: Arc<Inner>,
+    pub(super) worker: Arc<Worker>,
+    pub(super) job: Arc<Job>,
+    socket: Option<OwnedFd>,
+    /// The worker's end, until all is sent and it is armed (see `sys::arm`).
+    pub(super) theirs: Option<Arc<OwnedFd>>,
+    pub(super) sent: usize,
+    pub(super) owner: i32,
+    /// When the job was sent; then, if that is known (`dated`), when the task began. For the metrics.
+    pub(super) since: Instant,
+    pub(super) dated: bool,
+    /// The worker stood ready before the task came. If it ends before the task begins, another takes its place unseen.
+    pub(super) warm: bool,
+}
+
+impl Line {
+    pub(super) fn new(
+        driver: &'static Driver,
+        zygote: Arc<Inner>,
+        worker: Arc<Worker>,
+        job: Arc<Job>,
+        (ours, theirs): (OwnedFd, Arc<OwnedFd>),
+        warm: bool,
+    ) -> Self {
+        let theirs = arm::is_armed_by_sender().then_some(theirs);
+        Self {
+            driver,
+            zygote,
+            worker,
+            job,
+            socket: Some(ours),
+            theirs,
+            sent: 0,
+            owner: process::pid(),
+            since: Instant::now(),
+            dated: false,
+            warm,
+        }
+    }
+
+    /// Its worker says how long ago its task began.
+    pub(super) fn began(&mut self, age: Duration) {
+        let time = self.since.elapsed();
+        let before = time.saturating_sub(age);
+        self.zygote.counters.took(Stage::Executing, before);
+        self.since += before;
+        self.dated = true;
+    }
+
+    /// The task executes.
+    pub(super) fn begins(&self) {
+        if !self.worker.status.borrow().started {
+            self.driver.tell(self.worker.id, Event::Executing);
+            self.worker.status.send_modify(|status| status.started = true);
+        }
+    }
+
+    /// Whether the job is a quiet one, and the worker has read all of it or is gone.
+    pub(super) fn is_read(&self, stream: Option<&Stream>) -> bool {
+        self.job.quiet
+            && self.sent == self.job.bytes.len()
+            && stream.is_some_and(|stream| socket::all_is_read(stream.as_fd().as_raw_fd()))
+    }
+
+    pub(super) fn is_warm(&self) -> bool {
+        self.warm
+    }
+
+    pub(super) fn worker(&self) -> &Arc<Worker> {
+        &self.worker
+    }
+
+    pub(super) fn driver(&self) -> &'static Driver {
+        self.driver
+    }
+
+    /// Sends what fits at once: the whole of most jobs, before any reactor is involved.
+    pub(super) fn send_first(&mut self) {
+        let Some(socket) = &self.socket else { return };
+        let fds: Vec<BorrowedFd<'_>> = self.job.fds.iter().map(|fd| fd.as_fd()).collect();
+        // An error shows again when the conversation goes on.
+        self.sent = socket::send(socket.as_fd(), &self.job.bytes, &fds, false).unwrap_or(0);
+        self.arm_if_sent();
+    }
+
+    /// Arms the worker's end once nothing more will be sent.
+    pub(super) fn arm_if_sent(&mut self) {
+        if self.sent == self.job.bytes.len() {
+            if let Some(theirs) = self.theirs.take() {
+                arm::arm_for_worker(&*theirs);
+            }
+        }
+    }
+
+    /// Registers the socket with the current tokio runtime.
+    pub(super) fn register(mut self) -> Result<Conversation, Error> {
+        let Some(socket) = self.socket.take() else { return Err(Error::ShutDown) };
+        let task = self.worker.task_id();
+        let error = match Stream::register(socket, self.sent < self.job.bytes.len()) {
+            Ok(stream) => {
+                self.listens_on(&stream);
+                return Ok(Conversation::new(self, stream));
+            }
+            Err(Unwatched::Io(e)) if tokio::runtime::is_rt_shutdown_err(&e) => Error::ShutDown,
+            Err(Unwatched::Io(e)) => {
+                Error::Spawn { task, step: "watch the job socket".to_owned(), source: Arc::new(e) }
+            }
+            Err(Unwatched::NoReactor) => Error::NoReactor { task },
+        };
+        // The socket is closed by now, which ends a worker that runs already.
+        self.driver.roster().leave(self.worker.id, None);
+        self.driver.tell(self.worker.id, Event::End(Cause::Dropped));
+        Err(error)
+    }
+
+    /// Should this not be polled in time, the driver looks for `Executing` itself.
+    pub(super) fn listens_on(&self, stream: &Stream) {
+        if let Stream::Reading(_) = stream {
+            let listener = Listener { socket: stream.as_fd().as_raw_fd(), quiet: self.job.quiet };
+            self.driver.roster().set_listener(self.worker.id, Some(listener));
+        }
+    }
+}
+
+impl Drop for Line {
+    /// Never watched: the job is taken back, and the worker ended.
+    fn drop(&mut self) {
+        if self.socket.is_some() && self.owner == process::pid() {
+            hand_over(self, None);
+        }
+    }
+}
+
+/// Ends the worker whose caller is gone. The driver carries that on.
+pub(super) fn hand_over(line: &mut Line, socket: Option<OwnedFd>) {
+    line.zygote.counters.finished(Outcome::Cancelled);
+    let Some(socket) = socket.or_else(|| line.socket.take()) else {
+        // It went with the runtime that watched it, which ends the worker.
+        line.driver.roster().leave(line.worker.id, None);
+        return line.driver.tell(line.worker.id, Event::End(Cause::Dropped));
+    };
+    // A worker that has not begun cannot begin any more, and one that sends a result is not kept waiting.
+    roster::revoke(&socket);
+    // It may be executing if it has its whole job: closing our end would kill it before its grace period is over.
+    let kept = line.sent == line.job.bytes.len();
+    line.driver.roster().leave(line.worker.id, kept.then_some(socket));
+    line.driver.tell(line.worker.id, Event::End(Cause::Dropped));
+}
