@@ -46,9 +46,9 @@ impl Look {
     fn at(self, way: &Way, ways: &Ways, plan: &Plan) -> f64 {
         let samples = |n, pause: Duration| Samples::new(&ways.latencies(way, n, pause));
         match self {
-            Self::Apart => samples(plan.batch, PAUSE).p50(),
-            Self::Dense => samples(2 * plan.batch, NONE).p50(),
-            Self::DenseP99 => samples(4 * plan.batch, NONE).p99().unwrap_or(f64::NAN),
+            Self::Apart => samples(2 * plan.batch, PAUSE).p50(),
+            Self::Dense => samples(4 * plan.batch, NONE).p50(),
+            Self::DenseP99 => samples(8 * plan.batch, NONE).p99().unwrap_or(f64::NAN),
             Self::Rate(in_flight) => ways.rate(way, in_flight, plan.rate_time / 2),
         }
     }

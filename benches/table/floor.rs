@@ -15,7 +15,7 @@ use crate::{
     Plan,
     helper::{Helpers, Mover, PING, Yardstick},
     stats::p50,
-    ways::{NONE, Ways, rest},
+    ways::{NONE, PAUSE, Ways, rest},
 };
 
 /// The helpers, and the runtime that talks to one of them.
@@ -76,6 +76,30 @@ impl<'a> Floor<'a> {
     pub(crate) fn latency(&mut self) -> Latency {
         let fork = p50(&self.yardstick.latencies(self.batch, NONE));
         Latency { fork, ping: p50(&self.pings(2 * self.batch, NONE)) }
+    }
+
+    /// Measures something `n` times with pauses, each time next to the floor, which has its pauses too: both find caches as
+    /// cold and a machine as idle. They take turns in going first, since whoever comes second finds more of both warm.
+    pub(crate) fn in_turn<E>(
+        &mut self,
+        n: usize,
+        mut measure: impl FnMut(&mut Self) -> Result<Vec<Duration>, E>,
+    ) -> (Result<Vec<Duration>, E>, Latency) {
+        let (mut times, mut forks, mut pings) = (Vec::new(), Vec::new(), Vec::new());
+        for turn in 0..n {
+            if turn % 2 == 1 {
+                forks.extend(self.yardstick.latencies(1, PAUSE));
+            }
+            match measure(self) {
+                Ok(found) => times.extend(found),
+                Err(error) => return (Err(error), Latency { fork: f64::NAN, ping: f64::NAN }),
+            }
+            if turn % 2 == 0 {
+                forks.extend(self.yardstick.latencies(1, PAUSE));
+            }
+            pings.extend(self.pings(1, PAUSE));
+        }
+        (Ok(times), Latency { fork: p50(&forks), ping: p50(&pings) })
     }
 
     /// Measures something, between two looks at the floor.

@@ -144,9 +144,12 @@ pub(crate) fn run(plan: &Plan, setting: &mut Setting, floor: &mut Floor, report:
                 continue;
             }
             // What is done once, and what is only in the caches after the first time.
-            let _ = measure(row, plan.batch.min(20), setting, floor);
-            let n = if row.pause.is_zero() { 4 * plan.batch } else { plan.batch };
-            let (times, beside) = floor.beside(|floor| measure(row, n, setting, floor));
+            let _ = measure(row, plan.batch.min(10), setting, floor);
+            let (times, beside) = if row.pause.is_zero() {
+                floor.beside(|floor| measure(row, 8 * plan.batch, setting, floor))
+            } else {
+                floor.in_turn(plan.batch, |floor| measure(row, 1, setting, floor))
+            };
             match times {
                 Ok(times) => row.add(&times, beside),
                 Err(why) => row.skipped = Some(why),

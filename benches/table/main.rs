@@ -1,9 +1,10 @@
 //! What a process per task costs, beside the floor of the machine, beside re-exec, and beside other crates.
 //!
 //! Machines drift, so no figure here stands alone. Small processes that were forked before everything else do nothing but
-//! `fork`, `_exit` and `waitpid`, or send back what they get: the floor. It is measured just before and just after every
-//! batch of every row, and what counts is the ratio of the two. All rows take turns, round after round; a row shows the
-//! median of its rounds. Nothing is asserted about time: the table is the product.
+//! `fork`, `_exit` and `waitpid`, or send back what they get: the floor. Where requests are apart it is measured after
+//! every single one, apart too; where they are back to back, just before and just after every batch. What counts is the
+//! ratio of the two medians. All rows take turns, round after round; a row shows the median of its rounds. Nothing is
+//! asserted about time: the table is the product.
 //!
 //! `cargo bench` measures all of it in some minutes, prints the table, and draws charts in `target/bench/`.
 //!
@@ -66,7 +67,7 @@ struct Plan {
 
 const FULL: Plan = Plan {
     rounds: 9,
-    batch: 200,
+    batch: 100,
     floor_batch: 100,
     floor_time: Duration::from_millis(120),
     rate_time: Duration::from_millis(1500),
@@ -130,9 +131,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let machine = report::machine();
     report.line(format!("tokio-run-in-process {}: {machine}", env!("CARGO_PKG_VERSION")));
-    report.line("': fork' = p50 in units of raw fork + _exit + waitpid by a small process of this image, beside it;");
     report.line(
-        "': ping' = in units of a socket ping-pong from tokio; rates in units of raw fork + _exit + wait from one",
+        "': fork' = p50 in units of raw fork + _exit + waitpid by a small process of this image, in turn with it and",
+    );
+    report.line(
+        "as far apart; ': ping' = of a socket ping-pong from tokio. Rates in units of raw fork + _exit + wait from one",
     );
     report.line(
         "process with 16 (1x16) or 1 (1x1) in flight, or from two processes (2x1). Medians of rounds that take turns.",

@@ -38,6 +38,8 @@ pub(crate) fn print(report: &mut Report) {
     let (by_cold, by_warm) = (ratio(report, "tokio:fork", "cold:fork"), ratio(report, "tokio:fork", "warm:fork"));
     line(report, "3", "re-exec by tokio::process : cold, p50", by_cold, &AtLeast(4.0));
     line(report, "", "re-exec by tokio::process : warm, p50", by_warm, &AtLeast(12.0));
+    let by_full = ratio(report, "tokio:fork", "cold-full:fork");
+    line(report, "", "the same : cold, both in a program with tokio `full`, p50", by_full, &AtLeast(4.0));
     for (key, name, _) in PEERS.into_iter().filter(|(_, _, fresh)| *fresh) {
         let than = ratio(report, &format!("{key}:fork"), "warm:fork");
         line(report, "", &format!("{name} : warm, p50"), than, &AtLeast(1.0));
