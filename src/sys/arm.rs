@@ -56,7 +56,7 @@ pub(crate) fn aim(socket: impl AsFd) -> io::Result<()> {
 
 /// In the worker, when it has read all of its job: sees that the socket is armed, and makes it non-blocking.
 ///
-/// A hang-up before the flag stands raises nothing. The worker sends `Executing` next, which fails then.
+/// A hang-up before the flag stands raises nothing. The worker's commit point comes next, and fails then.
 pub(crate) fn arm(socket: impl AsFd) -> io::Result<()> {
     let fd = socket.as_fd().as_raw_fd();
     if !is_armed_by_sender() {

@@ -322,12 +322,14 @@ impl Zygote {
         self.tell(Fact::Forked { worker, pid, pidfd: pidfd.is_some() }, pidfd);
     }
 
-    /// Forks another zygote, from a thread of its own as at the first time: its thread-locals are fresh again.
+    /// Forks another zygote, from this thread, whose thread-locals nobody has touched: a zygote hashes nothing and draws no
+    /// random number. A thread of its own, as at the first time, would leave its stack and its part of the heap to every
+    /// worker of the other, which costs each of them some percent.
     fn fork_zygote(&mut self, control: OwnedFd, watch: Option<OwnedFd>) -> io::Result<()> {
         self.children.reserve();
         let parent = self.parent;
         let watch = watch.and_then(ParentWatch::from_fd).or_else(ParentWatch::inherited);
-        let pid = process::on_fresh_thread(move |proof| process::fork(proof, move || serve(control, watch, parent)))??;
+        let pid = process::fork(SingleThreaded::just_forked(), move || serve(control, watch, parent))?;
         self.children.add(pid, Child::Zygote);
         Ok(())
     }
