@@ -12,9 +12,9 @@ mod zygote;
 pub use error::{Coded, Error, StartError, TaskId};
 pub use model::{CapturedError, ExitStatus, Frame, Latency, PanicReport, Phase, Signal, State, Usage};
 pub use parent::{
-    Finished, MAX_PROCESSES, Map, Metrics, Open, PipeReader, PipeWriter, Pool, PoolBuilder, PoolRun, Process, Relay,
-    Run, Stdio, Task, WARM_WORKERS, Wait, Zygote, ZygoteBuilder, block_on, default_zygote, init,
-    open_blocking_in_process, open_in_process, relay_signals, run_blocking_in_process, run_in_process,
+    Finished, MAX_PROCESSES, Map, Metrics, Open, PipeReader, PipeWriter, Pool, PoolBuilder, PoolOpen, PoolRun,
+    PoolTask, Process, Relay, Run, Stdio, Task, WARM_WORKERS, Wait, Zygote, ZygoteBuilder, block_on, default_zygote,
+    init, open_blocking_in_process, open_in_process, relay_signals, run_blocking_in_process, run_in_process,
 };
 pub use task::{AsyncTask, BlockingTask, Runtime, WorkerTask};
 #[cfg(feature = "smol")]

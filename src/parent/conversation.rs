@@ -154,6 +154,8 @@ impl Conversation {
     /// The outcome, if what is known decides it.
     fn outcome(&self, status: &Status, words: &mut Option<Result<Terminal, String>>) -> Option<Result<Vec<u8>, Error>> {
         let task = self.line.worker.task_id();
+        // What a worker says of a quiet job may be the first that is heard of its beginning.
+        let started = status.started || self.line.dated;
         let exit = match &status.exit {
             None => None,
             Some(Exit::Reaped { status, .. }) => Some(*status),
@@ -162,7 +164,7 @@ impl Conversation {
                 return Some(Err(Error::Spawn { task, step: "fork the worker".to_owned(), source }));
             }
             Some(Exit::Lost) if words.is_none() => {
-                return Some(Err(Error::ZygoteLost { task, started: Some(status.started) }));
+                return Some(Err(Error::ZygoteLost { task, started: Some(started) }));
             }
             Some(Exit::Lost) => Some(ExitStatus::Unknown),
         };
@@ -171,7 +173,7 @@ impl Conversation {
         if !good && status.pid.is_none() && exit.is_none() && !status.orphaned && !timed_out(status) {
             return None;
         }
-        let ending = match settle(status.cause, status.started, words.take(), exit)? {
+        let ending = match settle(status.cause, started, words.take(), exit)? {
             Ok(bytes) => return Some(Ok(bytes)),
             Err(ending) => ending,
         };
@@ -183,7 +185,7 @@ impl Conversation {
                 let (phase, limit) = match phase {
                     Phase::Running => (phase, limits.running.unwrap_or_default()),
                     // It began just as its time was over.
-                    _ if status.started => (Phase::Running, limits.startup),
+                    _ if started => (Phase::Running, limits.startup),
                     Phase::Queued | Phase::Starting => (phase, limits.startup),
                 };
                 Error::TimedOut { task, phase, limit }
@@ -333,7 +335,7 @@ fn take_in(reader: &mut Reader, line: &mut Line, mut bytes: &[u8]) -> Option<Res
                 line.begins();
             }
             Ok(Some(Frame::Terminal(terminal, age))) => {
-                if line.job.quiet {
+                if line.job.quiet && !age.is_zero() {
                     line.began(age);
                 }
                 return Some(Ok(terminal));

@@ -12,6 +12,15 @@ use crate::{
     wire::payload::{self, CodecError},
 };
 
+/// The bytes of a result that several may decode.
+pub(super) struct Value(pub(super) Arc<Result<Vec<u8>, Error>>);
+
+impl AsRef<[u8]> for Value {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_deref().unwrap_or_default()
+    }
+}
+
 /// Larger results are decoded off the runtime's threads.
 const IN_PLACE: usize = 64 << 10;
 

@@ -31,7 +31,7 @@ pub use init::{
     block_on, default_zygote, init, open_blocking_in_process, open_in_process, run_blocking_in_process, run_in_process,
 };
 pub use metrics::{Finished, Metrics};
-pub use pool::{Map, Pool, PoolBuilder, PoolRun};
+pub use pool::{Map, Pool, PoolBuilder, PoolOpen, PoolRun, PoolTask};
 pub use process::{Process, Wait};
 pub use relay::{Relay, relay_signals};
 pub use stdio::{PipeReader, PipeWriter, Stdio};

@@ -348,7 +348,7 @@ impl<T: DeserializeOwned + Send + 'static> Process<T> {
         let outcome = status.outcome.ok_or(Error::ShutDown)?;
         match &*outcome {
             Err(error) => Err(error.clone()),
-            Ok(_) => decode::decode(Value(outcome), || self.worker.task_id()).await,
+            Ok(_) => decode::decode(decode::Value(outcome), || self.worker.task_id()).await,
         }
     }
 
@@ -377,15 +377,6 @@ impl<T: DeserializeOwned + Send + 'static> Process<T> {
 
     pub(super) async fn into_value(self) -> Result<T, Error> {
         self.wait().await
-    }
-}
-
-/// The bytes of a result that several may decode.
-struct Value(Arc<Result<Vec<u8>, Error>>);
-
-impl AsRef<[u8]> for Value {
-    fn as_ref(&self) -> &[u8] {
-        self.0.as_deref().unwrap_or_default()
     }
 }
 

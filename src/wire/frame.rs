@@ -6,7 +6,7 @@
 //! | tag | age | length | body |
 //! ```
 //!
-//! The age of a task at its terminal frame is the time since it began, in nanoseconds; 0 if it did not.
+//! The age of a task at its terminal frame is the time since it began, in nanoseconds; 0 if, and only if, it did not.
 //!
 //! These bytes are input. The length is checked against the limit of its kind before anything is allocated, and memory
 //! grows only as bytes arrive. What follows the terminal frame is not looked at: the first complete one decides.

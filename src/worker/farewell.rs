@@ -39,7 +39,7 @@ pub(super) fn say(terminal: Terminal) -> ! {
         Terminal::Panicked(_) => 101,
     };
     if let Some(job) = wake::job() {
-        let age = BEGAN.get().map_or(Duration::ZERO, Instant::elapsed);
+        let age = BEGAN.get().map_or(Duration::ZERO, |began| began.elapsed().max(Duration::from_nanos(1)));
         let (header, body) = frame::encode(terminal, age);
         // Before the frame: once it is read the parent may close its end at any time.
         arm::disarm(job);

@@ -30,6 +30,7 @@ mod oracle;
 mod orphans;
 mod pipes;
 mod pool;
+mod pool_tasks;
 mod runtimes;
 mod seed;
 mod seed_escalation;
@@ -71,6 +72,9 @@ fn cases() -> Vec<Case> {
         orphans::CASES,
         pipes::CASES,
         pool::CASES,
+        pool_tasks::CASES,
+        #[cfg(feature = "stream")]
+        pool_tasks::STREAM_CASES,
         runtimes::CASES,
         seed::CASES,
         seed_escalation::CASES,

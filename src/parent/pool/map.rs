@@ -11,14 +11,15 @@ use std::{
 use super::PoolRun;
 use crate::error::Error;
 
-type Tasks<T> = Box<dyn Iterator<Item = PoolRun<T>> + Send>;
+/// The tasks, as they come: an iterator's are all there.
+type Tasks<T> = Box<dyn FnMut(&mut Context<'_>) -> Poll<Option<PoolRun<T>>> + Send>;
 
 enum Slot<T> {
     Running(PoolRun<T>),
     Done(Result<T, Error>),
 }
 
-/// The results of [`Pool::map`](crate::Pool::map), in the order of the items unless [`unordered`](Self::unordered).
+/// The results of [`Pool::map`](crate::Pool::map) (and `map_stream`, with the feature `stream`), in the order of the items unless [`unordered`](Self::unordered).
 ///
 /// Items are taken, encoded and run only as results are asked for, and at most so many at a time as
 /// [`concurrency`](Self::concurrency) says (by default one for each worker). Dropping it ends the tasks that run.
@@ -55,8 +56,25 @@ pub struct Map<T> {
 }
 
 impl<T> Map<T> {
-    pub(super) fn new(tasks: impl Iterator<Item = PoolRun<T>> + Send + 'static, concurrency: usize) -> Self {
-        Self { tasks: Box::new(tasks), slots: VecDeque::new(), concurrency, ordered: true, exhausted: false }
+    pub(super) fn new(mut tasks: impl Iterator<Item = PoolRun<T>> + Send + 'static, concurrency: usize) -> Self {
+        Self::of(Box::new(move |_| Poll::Ready(tasks.next())), concurrency)
+    }
+
+    #[cfg(feature = "stream")]
+    pub(super) fn of_stream<S: futures_core::Stream + Send + 'static>(
+        items: S,
+        mut start: impl FnMut(S::Item) -> PoolRun<T> + Send + 'static,
+        concurrency: usize,
+    ) -> Self {
+        let mut items = Box::pin(items);
+        Self::of(
+            Box::new(move |context| items.as_mut().poll_next(context).map(|item| item.map(&mut start))),
+            concurrency,
+        )
+    }
+
+    fn of(tasks: Tasks<T>, concurrency: usize) -> Self {
+        Self { tasks, slots: VecDeque::new(), concurrency, ordered: true, exhausted: false }
     }
 
     /// How many items are under way at a time, at most.
@@ -100,9 +118,10 @@ impl<T> Map<T> {
 
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<T, Error>>> {
         while !self.exhausted && self.slots.len() < self.concurrency {
-            match self.tasks.next() {
-                Some(task) => self.slots.push_back(Slot::Running(task)),
-                None => self.exhausted = true,
+            match (self.tasks)(context) {
+                Poll::Ready(Some(task)) => self.slots.push_back(Slot::Running(task)),
+                Poll::Ready(None) => self.exhausted = true,
+                Poll::Pending => break,
             }
         }
         for slot in &mut self.slots {
@@ -120,7 +139,7 @@ impl<T> Map<T> {
         };
         match at.and_then(|at| self.slots.remove(at)) {
             Some(Slot::Done(result)) => Poll::Ready(Some(result)),
-            _ if self.slots.is_empty() => Poll::Ready(None),
+            _ if self.exhausted && self.slots.is_empty() => Poll::Ready(None),
             _ => Poll::Pending,
         }
     }

@@ -8,6 +8,7 @@
 mod job;
 mod lane;
 mod map;
+mod task;
 
 use std::{
     fmt,
@@ -38,6 +39,7 @@ use crate::{
 };
 
 pub use map::Map;
+pub use task::{PoolOpen, PoolTask};
 
 /// Workers that serve one task after another: for speed, at the price of isolation between tasks.
 ///
@@ -217,12 +219,14 @@ impl Inner {
         }
     }
 
-    /// Runs one job from its turn to its result.
-    async fn serve(&self, job: &PoolJob) -> Result<Vec<u8>, Error> {
+    /// Runs one job from its turn to its result. `taken` hears of the worker that has it, of each if the first ones go
+    /// before they read it.
+    async fn serve(&self, job: &PoolJob, mut taken: impl FnMut(u32)) -> Result<Vec<u8>, Error> {
         self.zygote.0.check_owner()?;
         let _permit = self.permits.acquire().await.map_err(|_| Error::ShutDown)?;
         loop {
             let mut lane = self.lane().await?;
+            taken(lane.pid());
             let outcome = match self.config.task_timeout {
                 None => lane.run(job).await,
                 Some(limit) => {
@@ -283,7 +287,7 @@ impl Pool {
         let pool = self.0.clone();
         PoolRun(Box::pin(async move {
             let job = job?;
-            let bytes = pool.serve(&job).await?;
+            let bytes = pool.serve(&job, |_| ()).await?;
             let name = job.name;
             decode::decode(bytes, move || TaskId { name, pid: None }).await
         }))
@@ -331,6 +335,35 @@ impl Pool {
         self.start(self.job::<F, A>(Entry::of_blocking(function), &arguments))
     }
 
+    /// Opens an async function in a worker of the pool: it runs in the background. The handle is there once a worker has
+    /// the task.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`] if no worker could be had. What becomes of the task, [`PoolTask::wait`] tells.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends the task, as dropping its handle would.
+    pub fn open<F, A, M>(&self, function: F, arguments: A) -> PoolOpen<F::Output>
+    where
+        F: AsyncTask<A, M>,
+        A: Serialize + DeserializeOwned + 'static,
+        F::Output: Serialize + DeserializeOwned + Send + 'static,
+    {
+        PoolOpen::new(self.0.clone(), self.job::<F, A>(Entry::of_async(function), &arguments))
+    }
+
+    /// Opens a plain function in a worker of the pool: see [`open`](Self::open).
+    pub fn open_blocking<F, A, M>(&self, function: F, arguments: A) -> PoolOpen<F::Output>
+    where
+        F: BlockingTask<A, M>,
+        A: Serialize + DeserializeOwned + 'static,
+        F::Output: Serialize + DeserializeOwned + Send + 'static,
+    {
+        PoolOpen::new(self.0.clone(), self.job::<F, A>(Entry::of_blocking(function), &arguments))
+    }
+
     /// Runs an async function for every item, as many at a time as there are workers: see [`Map`].
     pub fn map<F, A, M, I>(&self, function: F, items: I) -> Map<F::Output>
     where
@@ -343,6 +376,50 @@ impl Pool {
         let pool = self.clone();
         let start = move |item| pool.start(pool.job::<F, A>(Entry::of_async(function), &item));
         Map::new(items.into_iter().map(start), self.0.config.workers)
+    }
+
+    /// Runs an async function for every item of a stream: as [`map`](Self::map), but the items come when they come.
+    ///
+    /// ```
+    /// use futures_core::Stream;
+    /// use std::{pin::Pin, task::{Context, Poll}};
+    /// use tokio_run_in_process::{Pool, block_on};
+    ///
+    /// /// A request every now and then.
+    /// struct Requests(u32, tokio::time::Interval);
+    ///
+    /// impl Stream for Requests {
+    ///     type Item = u32;
+    ///     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<u32>> {
+    ///         if self.0 == 3 {
+    ///             return Poll::Ready(None);
+    ///         }
+    ///         self.1.poll_tick(context).map(|_| {
+    ///             self.0 += 1;
+    ///             Some(self.0)
+    ///         })
+    ///     }
+    /// }
+    ///
+    /// block_on(async {
+    ///     let pool = Pool::builder().build().unwrap();
+    ///     let requests = Requests(0, tokio::time::interval(std::time::Duration::from_millis(5)));
+    ///     let answers = pool.map_stream(async |n: u32| n * 10, requests).collect().await.unwrap();
+    ///     assert_eq!(answers, [10, 20, 30]);
+    /// })
+    /// .unwrap();
+    /// ```
+    #[cfg(feature = "stream")]
+    pub fn map_stream<F, A, M, S>(&self, function: F, items: S) -> Map<F::Output>
+    where
+        F: AsyncTask<A, M> + Send,
+        A: Serialize + DeserializeOwned + 'static,
+        F::Output: Serialize + DeserializeOwned + Send + 'static,
+        S: futures_core::Stream<Item = A> + Send + 'static,
+    {
+        let pool = self.clone();
+        let start = move |item| pool.start(pool.job::<F, A>(Entry::of_async(function), &item));
+        Map::of_stream(items, start, self.0.config.workers)
     }
 
     fn job<F, A: Serialize>(&self, entry: Entry, arguments: &A) -> Result<PoolJob, Error> {
