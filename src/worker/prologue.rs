@@ -57,7 +57,8 @@ pub(crate) fn main(job: OwnedFd, prepare: Prepare, rehearse: bool) -> ! {
     signal::reset(Signal::CHLD);
     let runtime = (prepare == Prepare::Tokio).then(host::build_tokio);
     let aimed = arm::aim(&job);
-    if rehearse {
+    // Under load a spare has its task before it has come up.
+    if rehearse && !socket::has_input(job.as_raw_fd()) {
         farewell::rehearse();
         if let Some(Ok(runtime)) = &runtime {
             host::rehearse(runtime);

@@ -9,6 +9,7 @@ use crate::{
     oracle::{undisturbed, undisturbed_with},
     orphans::Life,
     runtimes::block_on,
+    tools::{Notes, note},
 };
 
 crate::cases![
@@ -101,7 +102,13 @@ fn a_handle_that_is_dropped_ends_its_task() {
 fn however_an_opened_task_ends_its_handle_hears_of_it() {
     undisturbed(|| async {
         let pool = pool(1);
-        let task = pool.open(never, ()).await.unwrap();
+        let notes = Notes::new("begun");
+        let says_so = async |path: String| {
+            note(&path, "begun");
+            never().await
+        };
+        let task = pool.open(says_so, notes.path()).await.unwrap();
+        eventually("it has begun", || !notes.text().is_empty()).await;
         send_signal(task.pid(), libc::SIGKILL);
         for _ in 0..2 {
             match task.wait().await {
