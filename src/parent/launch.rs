@@ -142,7 +142,8 @@ fn fork_first(control: &OwnedFd, watch: Option<ParentWatch>, signal_pair: bool) 
 
 /// The throw-away process: forks the zygote from a fresh thread and ends.
 fn throw_away(control: OwnedFd, watch: Option<ParentWatch>, parent: i32) -> Infallible {
-    let forked = process::on_fresh_thread(move |proof| process::fork(proof, move || serve(control, watch, parent)));
+    let forked =
+        process::on_fresh_thread(move |proof| process::fork(proof, move || serve(control, watch, parent, true)));
     match forked.and_then(|forked| forked) {
         Ok(_) => process::exit(0),
         Err(e) => process::exit(e.raw_os_error().unwrap_or(libc::EAGAIN)),

@@ -24,6 +24,8 @@ pub(crate) enum Capability {
     RefuseFds = 1 << 4,
     /// `SIOCOUTQ`, and ECONNRESET for what was never read, on a socket pair: any Linux.
     Unread = 1 << 5,
+    /// Guard pages in mappings of files, by which a mapping is copied at a fork: Linux 6.15. Found out by trying.
+    TextAtFork = 1 << 6,
 }
 
 /// A mask that lets everything through.

@@ -3,6 +3,7 @@
 use std::{
     ffi::CStr,
     fs, io, mem,
+    ops::Range,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
 };
 
@@ -21,7 +22,7 @@ const SO_PASSRIGHTS: libc::c_int = 83;
 
 /// Finds out what this kernel and container allow, by trying.
 pub(super) fn probe() -> u32 {
-    let mut found = Capability::KillOnHangup as u32 | Capability::Unread as u32;
+    let mut found = Capability::KillOnHangup as u32 | Capability::Unread as u32 | Capability::TextAtFork as u32;
     // SAFETY: touches no memory.
     if let Ok(pidfd) = open_pidfd(unsafe { libc::getpid() }) {
         // Signal 0 checks the permission (a container may forbid the call) and sends nothing.
@@ -296,4 +297,68 @@ pub(crate) fn code_modules() -> CodeModules {
     // SAFETY: the callback gets the vector it expects, for the length of the call.
     let _ = unsafe { libc::dl_iterate_phdr(Some(collect), (&raw mut ranges).cast()) };
     CodeModules(ranges)
+}
+
+/// Linux 6.13; of files 6.15. Not in `libc` yet.
+const MADV_GUARD_INSTALL: libc::c_int = 102;
+const MADV_GUARD_REMOVE: libc::c_int = 103;
+
+fn page_size() -> usize {
+    // SAFETY: touches no memory.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}
+
+/// The code of the program and of every library that is loaded now, in whole pages.
+pub(super) fn code_segments() -> Vec<Range<usize>> {
+    let size = page_size();
+    let whole = |(start, end): (u64, u64)| {
+        let (start, end) = (usize::try_from(start).ok()?, usize::try_from(end).ok()?);
+        Some(start / size * size..end.div_ceil(size) * size)
+    };
+    code_modules().0.into_iter().filter_map(whole).collect()
+}
+
+/// Which pages of a segment this process has mapped: /proc/pid/pagemap, a word for each page, whose highest bit says it.
+pub(super) fn mapped_pages(segment: &Range<usize>) -> io::Result<Vec<usize>> {
+    let size = page_size();
+    let mut words = vec![0; segment.len() / size * 8];
+    let map = fs::File::open("/proc/self/pagemap")?;
+    std::os::unix::fs::FileExt::read_exact_at(&map, &mut words, (segment.start / size * 8) as u64)?;
+    let is_mapped = |word: &[u8]| word.last().is_some_and(|byte| byte & 0x80 != 0);
+    let words = words.chunks_exact(8).enumerate();
+    Ok(words.filter(|(_, word)| is_mapped(word)).map(|(n, _)| segment.start + n * size).collect())
+}
+
+/// Lets a segment of code count as a mapping with pages of its own, and unmaps all of it: what is run is mapped again.
+///
+/// For a process with one thread, all signals blocked.
+pub(super) fn copy_at_fork(segment: &Range<usize>) -> io::Result<()> {
+    /// Nothing of the three functions that run in between is as far from its beginning.
+    const REACH: usize = 64 << 10;
+    let page = segment.end - page_size();
+    let runs =
+        [copy_at_fork as *const () as usize, guard_and_back as *const () as usize, libc::madvise as *const () as usize];
+    if runs.iter().any(|&address| address.abs_diff(page) < REACH) {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    guard_and_back(page)?;
+    // SAFETY: pages of a file that nobody wrote: they come back as they were.
+    check(unsafe { libc::madvise(segment.start as *mut libc::c_void, segment.len(), libc::MADV_DONTNEED) }).map(drop)
+}
+
+/// A guard, which any access would hit, for a moment in which nobody can.
+#[inline(never)]
+fn guard_and_back(page: usize) -> io::Result<()> {
+    let (page, size) = (page as *mut libc::c_void, page_size());
+    // SAFETY: one page of code, which nobody runs before the next line: there is one thread and no signal, and what it runs
+    // is elsewhere.
+    check(unsafe { libc::madvise(page, size, MADV_GUARD_INSTALL) })?;
+    // SAFETY: the same page, as it was.
+    check(unsafe { libc::madvise(page, size, MADV_GUARD_REMOVE) }).map(drop)
+}
+
+/// Maps a page of code, and its neighbours as the kernel likes.
+pub(super) fn map_page(page: usize) {
+    // SAFETY: changes nothing but the page table.
+    let _ = unsafe { libc::madvise(page as *mut libc::c_void, page_size(), libc::MADV_POPULATE_READ) };
 }

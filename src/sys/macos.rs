@@ -4,6 +4,7 @@
 use std::{
     ffi::CStr,
     io, mem,
+    ops::Range,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     ptr,
 };
@@ -225,3 +226,18 @@ pub(crate) fn code_modules() -> CodeModules {
     };
     CodeModules((0..count).map(header).collect())
 }
+
+/// None: a fork here maps what the kernel likes.
+pub(super) fn code_segments() -> Vec<Range<usize>> {
+    Vec::new()
+}
+
+pub(super) fn mapped_pages(_segment: &Range<usize>) -> io::Result<Vec<usize>> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+pub(super) fn copy_at_fork(_segment: &Range<usize>) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+pub(super) fn map_page(_page: usize) {}

@@ -14,6 +14,7 @@ pub(crate) mod reserved;
 pub(crate) mod role;
 pub(crate) mod signal;
 pub(crate) mod socket;
+pub(crate) mod text;
 pub(crate) mod trace;
 pub(crate) mod wake;
 

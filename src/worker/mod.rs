@@ -48,6 +48,17 @@ use crate::sys::role::{self, Role};
 
 static NAME: OnceLock<String> = OnceLock::new();
 
+/// Runs the code that every worker runs, in a process that ends then.
+pub(crate) fn rehearse() {
+    role::set(Role::Worker);
+    if let Ok(runtime) = host::build_tokio() {
+        host::rehearse(&runtime);
+        // As in a worker: it ends with the process.
+        std::mem::forget(runtime);
+    }
+    farewell::rehearse();
+}
+
 /// Whether this process is a worker.
 ///
 /// ```

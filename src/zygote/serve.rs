@@ -15,7 +15,7 @@ use crate::{
         process::{self, Change, SingleThreaded},
         role::{self, Role},
         signal::{self, SignalSet},
-        socket,
+        socket, text,
     },
     wire::control::{Fact, ORDER_SIZE, Order, OrderBytes, Prepare},
     worker,
@@ -29,9 +29,9 @@ const WATCH_FD: i32 = 4;
 const MOST_SPARES: usize = 16;
 
 /// The life of a zygote: runs in the child of the fork that made it, on its only thread, all signals blocked. `watch`
-/// says when the process `parent` is gone. Returns only as far as `Infallible`: it ends the process.
-pub(crate) fn serve(control: OwnedFd, watch: Option<ParentWatch>, parent: i32) -> Infallible {
-    match Zygote::prepare(control, watch, parent) {
+/// says when the process `parent` is gone. `first`: it was not forked by another zygote. Returns only as far as `Infallible`: it ends the process.
+pub(crate) fn serve(control: OwnedFd, watch: Option<ParentWatch>, parent: i32, first: bool) -> Infallible {
+    match Zygote::prepare(control, watch, parent, first) {
         Ok(mut zygote) => {
             let _ = zygote.serve();
             zygote.leave()
@@ -80,7 +80,7 @@ struct Unsent {
 }
 
 impl Zygote {
-    fn prepare(control: OwnedFd, watch: Option<ParentWatch>, parent: i32) -> io::Result<Self> {
+    fn prepare(control: OwnedFd, watch: Option<ParentWatch>, parent: i32, first: bool) -> io::Result<Self> {
         role::set(Role::Zygote);
         SignalSet::all().apply();
         let watch = watch.and_then(|watch| watch.into_fd(parent));
@@ -115,6 +115,10 @@ impl Zygote {
             fds: VecDeque::new(),
             spares: VecDeque::new(),
         };
+        // One that was forked by another has it from there.
+        if first {
+            text::map_at_fork(worker::rehearse);
+        }
         zygote.tell(Fact::Ready { pid: process::pid() }, None);
         Ok(zygote)
     }
@@ -329,7 +333,7 @@ impl Zygote {
         self.children.reserve();
         let parent = self.parent;
         let watch = watch.and_then(ParentWatch::from_fd).or_else(ParentWatch::inherited);
-        let pid = process::fork(SingleThreaded::just_forked(), move || serve(control, watch, parent))?;
+        let pid = process::fork(SingleThreaded::just_forked(), move || serve(control, watch, parent, false))?;
         self.children.add(pid, Child::Zygote);
         Ok(())
     }

@@ -11,7 +11,7 @@ use std::{
 use tokio_run_in_process::{Stdio, Task, Zygote, open_in_process, run_blocking_in_process, run_in_process};
 
 use crate::{
-    harness::{capabilities, descriptors, send_signal},
+    harness::{capabilities, descriptors, helper, multi_thread, send_signal, skip},
     oracle::undisturbed,
 };
 
@@ -24,7 +24,9 @@ crate::cases![
     sigpipe_stays_as_it_was_at_init,
     a_worker_leads_its_session,
     hash_keys_and_random_numbers_differ,
+    a_worker_is_born_with_its_code_mapped,
 ];
+crate::helpers![counts_its_faults];
 
 fn open_files() -> Vec<i32> {
     (0..10).map(|_| std::fs::File::open("/etc/passwd").unwrap().into_raw_fd()).collect()
@@ -255,4 +257,55 @@ fn hash_keys_and_random_numbers_differ() {
         let null = std::fs::File::open("/dev/null").unwrap();
         assert!(null.as_raw_fd() > 2);
     });
+}
+
+/// Page faults of this process so far.
+async fn faults() -> i64 {
+    // SAFETY: plain numbers, all of which may be zero.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: a live struct to fill.
+    assert_eq!(unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) }, 0);
+    usage.ru_minflt
+}
+
+/// As a program: prints how many faults a worker needs up to its task, with the capabilities it is told to have.
+fn counts_its_faults() {
+    let zygotes = [0, 1].map(|_| Zygote::builder().warm(0).start().unwrap());
+    for zygote in zygotes {
+        multi_thread().block_on(async {
+            let mut least = i64::MAX;
+            for _ in 0..5 {
+                least = least.min(zygote.run_in_process(faults, ()).await.unwrap());
+            }
+            println!("{least}");
+        });
+    }
+}
+
+/// Whether this kernel has guard pages in mappings of files (Linux 6.15).
+fn has_guards() -> bool {
+    let file = std::fs::File::open("/proc/self/exe").unwrap();
+    let (kind, access) = (libc::MAP_PRIVATE, libc::PROT_READ);
+    // SAFETY: a mapping of its own.
+    let page = unsafe { libc::mmap(std::ptr::null_mut(), 4096, access, kind, file.as_raw_fd(), 0) };
+    assert_ne!(page, libc::MAP_FAILED);
+    // SAFETY: nobody else knows of the page. MADV_GUARD_INSTALL.
+    unsafe { libc::madvise(page, 4096, 102) == 0 }
+}
+
+fn a_worker_is_born_with_its_code_mapped() {
+    if capabilities() != "all" || !has_guards() {
+        skip("this kernel cannot");
+    }
+    let count = |capabilities| -> Vec<i64> {
+        let output = helper("counts_its_faults").env("TOKIO_RUN_IN_PROCESS_TEST_CAPS", capabilities).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap().lines().map(|line| line.parse().unwrap()).collect()
+    };
+    let (all, none) = (count("all"), count("none"));
+    // The second zygote has it from the first.
+    for (all, none) in all.iter().zip(&none) {
+        assert!(all + 10 < *none, "{all} faults of {none}");
+    }
+    assert_eq!((all.len(), none.len()), (2, 2));
 }

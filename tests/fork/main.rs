@@ -96,6 +96,7 @@ fn helpers() -> Vec<Case> {
     [
         faults_pids::HELPERS,
         faults_time::HELPERS,
+        hygiene::HELPERS,
         misuse::HELPERS,
         orphans::HELPERS,
         seed_relay::HELPERS,
