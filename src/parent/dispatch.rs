@@ -93,6 +93,7 @@ impl Prepared {
             return Ok(permit);
         }
         let _queued = Waits::new(inner);
+        inner.ask_for_room();
         let turn = permits.clone().acquire_owned();
         let Some(limit) = self.queue_timeout else {
             return turn.await.map_err(|_| Error::ShutDown);

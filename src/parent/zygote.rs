@@ -2,7 +2,7 @@
 
 use std::{
     os::fd::OwnedFd,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
     time::{Duration, Instant},
 };
 
@@ -53,6 +53,12 @@ const FEW: u64 = 24;
 #[derive(Clone, Debug)]
 pub struct Zygote(pub(super) Arc<Inner>);
 
+/// What holds processes of a zygote that it could do without.
+pub(super) trait Holder: std::fmt::Debug + Send + Sync {
+    /// Lets one go; `false` if there is none.
+    fn let_one_go(&self) -> bool;
+}
+
 /// What the handles of one zygote share.
 #[derive(Debug)]
 pub(super) struct Inner {
@@ -68,6 +74,7 @@ pub(super) struct Inner {
     warm: Mutex<WarmSet>,
     pub(super) counters: Counters,
     served: OnceLock<()>,
+    holders: Mutex<Vec<Weak<dyn Holder>>>,
 }
 
 impl Inner {
@@ -102,6 +109,22 @@ impl Inner {
     /// How many tasks are under way.
     pub(super) fn busy(&self) -> usize {
         self.config.max_processes.min(Semaphore::MAX_PERMITS).saturating_sub(self.permits.available_permits())
+    }
+
+    /// Asked for a process when there is no room for one more.
+    pub(super) fn add_holder(&self, holder: Weak<dyn Holder>) {
+        let mut holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
+        holders.retain(|holder| holder.strong_count() > 0);
+        holders.push(holder);
+    }
+
+    /// Somebody waits for room: an idle worker of a pool makes some.
+    pub(super) fn ask_for_room(&self) {
+        let holders: Vec<_> = {
+            let holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
+            holders.iter().filter_map(Weak::upgrade).collect()
+        };
+        let _ = holders.iter().any(|holder| holder.let_one_go());
     }
 
     /// Brings the warm workers to their number, and says when to look again though nothing happens.
@@ -325,6 +348,7 @@ impl ZygoteBuilder {
             warm: Mutex::new(WarmSet::new(base, config.most_warm())),
             counters: Counters::default(),
             served: OnceLock::new(),
+            holders: Mutex::default(),
         });
         inner.warm().fill(&inner.link, config.startup_timeout);
         Ok(Zygote(inner))

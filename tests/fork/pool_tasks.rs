@@ -1,11 +1,11 @@
 //! Tasks of a pool in the background, and items that come as a stream.
 
-use std::time::Duration;
+use std::{future::Future, time::Duration};
 
 use tokio_run_in_process::{Coded, Error, Pool, Signal, Zygote};
 
 use crate::{
-    harness::{begin, eventually, send_signal},
+    harness::{begin, eventually, multi_thread, send_signal},
     oracle::{undisturbed, undisturbed_with},
     orphans::Life,
     runtimes::block_on,
@@ -18,6 +18,8 @@ crate::cases![
     a_handle_that_is_dropped_ends_its_task,
     however_an_opened_task_ends_its_handle_hears_of_it,
     an_opened_task_needs_no_runtime,
+    a_pool_needs_no_more_processes_than_there_may_be,
+    an_idle_worker_makes_room_for_whoever_waits,
 ];
 #[cfg(feature = "stream")]
 pub(crate) use stream::CASES as STREAM_CASES;
@@ -141,6 +143,57 @@ struct Refuses;
 impl serde::Serialize for Refuses {
     fn serialize<S: serde::Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
         Err(serde::ser::Error::custom("on purpose"))
+    }
+}
+
+fn a_pool_needs_no_more_processes_than_there_may_be() {
+    for_each_zygote(&[1, 2, 5], |zygote, most| async move {
+        let nap = async |n: u64| {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            n
+        };
+        for workers in [2, 7, 12] {
+            let pool = zygote.pool().workers(workers).build().unwrap();
+            assert_eq!(pool.map(nap, 0..40).collect().await.unwrap(), (0..40).collect::<Vec<_>>());
+            let tasks: Vec<_> = (0..40).map(|n| tokio::spawn(pool.run(nap, n))).collect();
+            for (n, task) in (0..).zip(tasks) {
+                assert_eq!(task.await.unwrap().unwrap(), n);
+            }
+            assert!((1..=most).contains(&pool.idle_workers()), "{}", pool.idle_workers());
+        }
+    });
+}
+
+fn an_idle_worker_makes_room_for_whoever_waits() {
+    for_each_zygote(&[4], |zygote, most| async move {
+        let pool = |workers| zygote.pool().workers(workers).build().unwrap();
+        let (a, b) = (pool(most), pool(most + 1));
+        let nap = async |n: u64| {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            n
+        };
+        for _ in 0..3 {
+            a.map(nap, 0..20).collect().await.unwrap();
+            assert_eq!(a.idle_workers(), most);
+            // All the processes there may be stand idle in a pool that has nothing to do.
+            assert_eq!(zygote.run_in_process(nap, 1).await.unwrap(), 1);
+            assert_eq!(b.map(nap, 0..20).collect().await.unwrap().len(), 20);
+            // One that is busy all the time lets others have a turn, too.
+            let busy = tokio::spawn(a.map(nap, 0..200).collect());
+            let others: Vec<_> = (0..8).map(|n| tokio::spawn(zygote.run_in_process(nap, n))).collect();
+            for (n, other) in (0..).zip(others) {
+                assert_eq!(other.await.unwrap().unwrap(), n);
+            }
+            assert_eq!(busy.await.unwrap().unwrap().len(), 200);
+        }
+    });
+}
+
+fn for_each_zygote<F: Future<Output = ()>>(most: &[usize], body: impl Fn(Zygote, usize) -> F) {
+    // Before the first of them has made a second thread.
+    let zygotes: Vec<_> = most.iter().map(|&n| (Zygote::builder().max_processes(n).start().unwrap(), n)).collect();
+    for (zygote, most) in zygotes {
+        multi_thread().block_on(body(zygote, most));
     }
 }
 

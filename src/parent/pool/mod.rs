@@ -13,14 +13,17 @@ mod task;
 use std::{
     fmt,
     future::Future,
-    pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    pin::{Pin, pin},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use self::{
     job::PoolJob,
@@ -30,7 +33,7 @@ use super::{
     decode, driver,
     init::default_zygote,
     race::{Either, race},
-    zygote::Zygote,
+    zygote::{Holder, Zygote},
 };
 use crate::{
     error::{Error, TaskId},
@@ -48,8 +51,8 @@ pub use task::{PoolOpen, PoolTask};
 /// the parent is isolated from all of them, a panic or a crash costs exactly the task it happened in, and dropping a
 /// future ends its task, by ending its worker, which is replaced.
 ///
-/// Cheap to clone. The workers end when the last clone is dropped and its tasks are done; they count towards the
-/// zygote's `max_processes` as long as they live.
+/// Cheap to clone. The workers end when the last clone is dropped and its tasks are done. They count towards the
+/// zygote's `max_processes` as long as they live; one that is idle makes room for a task that waits for it.
 ///
 /// ```
 /// use tokio_run_in_process::{Pool, block_on};
@@ -76,6 +79,10 @@ struct Inner {
     permits: Semaphore,
     /// The last one used is used next.
     idle: Mutex<Vec<(Lane, Instant)>>,
+    /// One became idle.
+    freed: Notify,
+    /// Tasks that wait for a lane.
+    waiting: AtomicUsize,
 }
 
 #[derive(Clone, Debug)]
@@ -170,11 +177,33 @@ impl PoolBuilder {
         zygote.0.check_owner()?;
         let permits = Semaphore::new(self.config.workers);
         let idle_timeout = self.config.idle_timeout;
-        let inner = Arc::new(Inner { zygote, config: self.config, permits, idle: Mutex::default() });
+        let (idle, freed, waiting) = (Mutex::default(), Notify::new(), AtomicUsize::new(0));
+        let inner = Arc::new(Inner { zygote, config: self.config, permits, idle, freed, waiting });
+        let holder: Weak<Inner> = Arc::downgrade(&inner);
+        inner.zygote.0.add_holder(holder);
         if let Some(time) = idle_timeout {
             inner.clone().keep_idle_for(time)?;
         }
         Ok(Pool(inner))
+    }
+}
+
+/// Counts as long as it waits.
+struct Waits<'a>(&'a AtomicUsize);
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Holder for Inner {
+    fn let_one_go(&self) -> bool {
+        let oldest = {
+            let mut idle = self.idle();
+            (!idle.is_empty()).then(|| idle.remove(0))
+        };
+        oldest.is_some()
     }
 }
 
@@ -210,12 +239,34 @@ impl Inner {
         Ok(())
     }
 
-    /// A lane to use: the one that was used last, or a new one.
+    /// A lane to use: the one that was used last, or a new one. There may be no room for a new one until one of this pool
+    /// is idle again, so whichever comes first.
     async fn lane(&self) -> Result<Lane, Error> {
-        let idle = self.idle().pop();
-        match idle {
-            Some((lane, _)) => Ok(lane),
-            None => Lane::start(&self.zygote, &self.config.name, self.config.initializer).await,
+        if let Some((lane, _)) = self.idle().pop() {
+            return Ok(lane);
+        }
+        self.waiting.fetch_add(1, Relaxed);
+        let _waits = Waits(&self.waiting);
+        let mut start = pin!(Lane::start(&self.zygote, &self.config.name, self.config.initializer));
+        loop {
+            // Before the look: one that becomes idle in between is not missed.
+            let freed = self.freed.notified();
+            if let Some((lane, _)) = self.idle().pop() {
+                return Ok(lane);
+            }
+            if let Either::First(lane) = race(start.as_mut(), freed).await {
+                return lane;
+            }
+        }
+    }
+
+    /// Takes a lane back that served.
+    fn put_back(&self, lane: Lane) {
+        self.idle().push((lane, Instant::now()));
+        self.freed.notify_one();
+        // After the push: whoever starts to wait now finds it.
+        if self.waiting.load(Relaxed) == 0 && self.zygote.0.counters.queued.load(Relaxed) > 0 {
+            self.let_one_go();
         }
     }
 
@@ -247,7 +298,7 @@ impl Inner {
                 Err(LaneError::Ended(error)) => return Err(error),
                 Ok(outcome) => {
                     if self.config.most_tasks.is_none_or(|most| lane.served() < most) {
-                        self.idle().push((lane, Instant::now()));
+                        self.put_back(lane);
                     }
                     return outcome;
                 }
