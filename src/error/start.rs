@@ -15,8 +15,8 @@ use std::{io, sync::Arc};
 pub enum StartError {
     /// A second thread exists; a fork would copy the locks it holds and not the thread.
     #[error(
-        "cannot fork the zygote: this process has {threads} threads. Call it first thing in main, before anything \
-         starts a thread:\n\n    fn main() {{\n        tokio_run_in_process::init().unwrap();\n        // ... then build the runtime"
+        "cannot fork the zygote: this process has {threads} threads (this library's own among them, if it had a zygote \
+         before). Call it first thing in main, before anything starts a thread:\n\n    fn main() {{\n        tokio_run_in_process::init().unwrap();\n        // ... then build the runtime"
     )]
     #[non_exhaustive]
     MultiThreaded {

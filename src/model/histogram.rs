@@ -24,7 +24,7 @@ fn ceiling(bucket: usize) -> Duration {
 }
 
 /// How long one stage of a task took, over all tasks so far. See [`Metrics`](crate::Metrics).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Latency {
     pub(crate) buckets: Vec<u64>,
     pub(crate) total: Duration,
@@ -57,6 +57,17 @@ impl Latency {
             }
         }
         Duration::ZERO
+    }
+}
+
+impl std::fmt::Debug for Latency {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (p50, p99) = (self.quantile(0.5), self.quantile(0.99));
+        f.debug_struct("Latency")
+            .field("count", &self.count())
+            .field("p50", &p50)
+            .field("p99", &p99)
+            .finish_non_exhaustive()
     }
 }
 

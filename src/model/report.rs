@@ -24,7 +24,7 @@ const MAX_FRAMES: usize = 128;
 /// })
 /// .unwrap();
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PanicReport {
     pub(crate) message: String,
     pub(crate) location: Option<String>,
@@ -64,6 +64,15 @@ impl PanicReport {
     /// The name of the thread that panicked, if it had one.
     pub fn thread(&self) -> Option<&str> {
         self.thread.as_deref()
+    }
+}
+
+impl std::fmt::Debug for PanicReport {
+    /// Without the call chain, whose names are looked up when the report is displayed.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut debug = f.debug_struct("PanicReport");
+        debug.field("message", &self.message).field("location", &self.location).field("thread", &self.thread);
+        debug.finish_non_exhaustive()
     }
 }
 

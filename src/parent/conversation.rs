@@ -191,11 +191,12 @@ impl Conversation {
                 Error::TimedOut { task, phase, limit }
             }
             Ending::Failed(Failure::Setup { what, errno }) => {
-                let source = match errno {
-                    0 => io::Error::other("it is not possible"),
-                    errno => io::Error::from_raw_os_error(errno),
+                let (step, source) = match (errno, what.split_once(": ")) {
+                    (0, Some((step, why))) => (step.to_owned(), io::Error::other(why.to_owned())),
+                    (0, None) => (what, io::Error::other("it is not possible")),
+                    (errno, _) => (what, io::Error::from_raw_os_error(errno)),
                 };
-                Error::Spawn { task, step: what, source: Arc::new(source) }
+                Error::Spawn { task, step, source: Arc::new(source) }
             }
             Ending::Failed(Failure::Decode(reason)) => Error::Decode { task, what: Coded::Arguments, reason },
             Ending::Failed(Failure::Encode(reason)) => Error::Decode { task, what: Coded::ResultInWorker, reason },

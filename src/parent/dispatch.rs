@@ -106,7 +106,7 @@ impl Prepared {
         }
     }
 
-    /// Waits for a turn and sends the job to a worker: a warm one if there is one, else one that is ordered now.
+    /// Waits for a turn and finds a worker for the job: a warm one if there is one, else one that is ordered now.
     ///
     /// `tries` counts the warm workers that ended before they began this task.
     pub(super) async fn dispatch(&self, tries: usize) -> Result<Line, Error> {
@@ -143,14 +143,11 @@ impl Prepared {
         };
         let id = worker.id;
         let sockets = (spare.socket, spare.theirs);
-        let mut line = Line::new(driver, inner.clone(), worker, self.job.clone(), sockets, true);
-        line.send_first();
         if self.announce {
             // If the zygote is gone, the driver will see it.
             let _ = inner.link().send(Order::Announce { worker: id }, &[]);
         }
-        inner.counters.took(Stage::Dispatched, turn.elapsed());
-        Ok(Ok(line))
+        Ok(Ok(Line::new(driver, inner.clone(), worker, self.job.clone(), sockets, true, turn)))
     }
 
     fn order(&self, permit: OwnedSemaphorePermit) -> Result<Line, Error> {
@@ -170,9 +167,6 @@ impl Prepared {
             driver.roster().remove(id);
             return Err(self.failed("order a worker")(e));
         }
-        let mut line = Line::new(driver, inner.clone(), worker, self.job.clone(), (ours, theirs), false);
-        line.send_first();
-        inner.counters.took(Stage::Dispatched, turn.elapsed());
-        Ok(line)
+        Ok(Line::new(driver, inner.clone(), worker, self.job.clone(), (ours, theirs), false, turn))
     }
 }

@@ -42,8 +42,10 @@ pub(super) struct Line {
     /// The worker's end, until all is sent and it is armed (see `sys::arm`).
     pub(super) theirs: Option<Arc<OwnedFd>>,
     pub(super) sent: usize,
+    /// To send at least a part.
+    tried: bool,
     pub(super) owner: i32,
-    /// When the job was sent; then, if that is known (`dated`), when the task began. For the metrics.
+    /// When its turn came; then when the job was sent; then, if that is known (`dated`), when the task began. For the metrics.
     pub(super) since: Instant,
     pub(super) dated: bool,
     /// The worker stood ready before the task came. If it ends before the task begins, another takes its place unseen.
@@ -58,6 +60,7 @@ impl Line {
         job: Arc<Job>,
         (ours, theirs): (OwnedFd, Arc<OwnedFd>),
         warm: bool,
+        turn: Instant,
     ) -> Self {
         let theirs = arm::is_armed_by_sender().then_some(theirs);
         Self {
@@ -68,8 +71,9 @@ impl Line {
             socket: Some(ours),
             theirs,
             sent: 0,
+            tried: false,
             owner: process::pid(),
-            since: Instant::now(),
+            since: turn,
             dated: false,
             warm,
         }
@@ -111,13 +115,15 @@ impl Line {
         self.driver
     }
 
-    /// Sends what fits at once: the whole of most jobs, before any reactor is involved.
-    pub(super) fn send_first(&mut self) {
-        let Some(socket) = &self.socket else { return };
+    /// Sends what fits at once: the whole of most jobs.
+    fn send_first(&mut self, socket: BorrowedFd<'_>) {
         let fds: Vec<BorrowedFd<'_>> = self.job.fds.iter().map(|fd| fd.as_fd()).collect();
+        self.tried = true;
         // An error shows again when the conversation goes on.
-        self.sent = socket::send(socket.as_fd(), &self.job.bytes, &fds, false).unwrap_or(0);
+        self.sent = socket::send(socket, &self.job.bytes, &fds, false).unwrap_or(0);
         self.arm_if_sent();
+        self.zygote.counters.took(Stage::Dispatched, self.since.elapsed());
+        self.since = Instant::now();
     }
 
     /// Arms the worker's end once nothing more will be sent.
@@ -129,15 +135,37 @@ impl Line {
         }
     }
 
-    /// Registers the socket with the current tokio runtime.
+    /// Sends the job before any reactor is involved: its conversation will be held on the driver's runtime, which stays.
+    pub(super) fn sent(mut self) -> Self {
+        if let Some(socket) = self.socket.take() {
+            self.send_first(socket.as_fd());
+            self.socket = Some(socket);
+        }
+        self
+    }
+
+    /// Registers the socket with the current tokio runtime, and sends the job if it is not sent.
+    ///
+    /// In this order: a runtime that is going away refuses, and the socket is closed with that. That would kill a worker
+    /// that has begun, without the grace period that is promised to it.
     pub(super) fn register(mut self) -> Result<Conversation, Error> {
         let Some(socket) = self.socket.take() else { return Err(Error::ShutDown) };
-        let task = self.worker.task_id();
-        let error = match Stream::register(socket, self.sent < self.job.bytes.len()) {
-            Ok(stream) => {
-                self.listens_on(&stream);
-                return Ok(Conversation::new(self, stream));
+        let mut stream = self.watch(socket, self.tried && self.sent < self.job.bytes.len())?;
+        if !self.tried {
+            self.send_first(stream.as_fd());
+            if self.sent < self.job.bytes.len() {
+                let socket = stream.into_socket().map_err(|_| Error::ShutDown)?;
+                stream = self.watch(socket, true)?;
             }
+        }
+        self.listens_on(&stream);
+        Ok(Conversation::new(self, stream))
+    }
+
+    fn watch(&self, socket: OwnedFd, writing: bool) -> Result<Stream, Error> {
+        let task = self.worker.task_id();
+        let error = match Stream::register(socket, writing) {
+            Ok(stream) => return Ok(stream),
             Err(Unwatched::Io(e)) if tokio::runtime::is_rt_shutdown_err(&e) => Error::ShutDown,
             Err(Unwatched::Io(e)) => {
                 Error::Spawn { task, step: "watch the job socket".to_owned(), source: Arc::new(e) }

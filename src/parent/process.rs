@@ -96,6 +96,7 @@ impl<T> Process<T> {
         let worker = line.worker().clone();
         let driver = line.driver();
         let talker = worker.clone();
+        let line = line.sent();
         driver.spawn(async move {
             let outcome = match line.register() {
                 Ok(conversation) => conversation.hold().await,

@@ -17,11 +17,16 @@ use crate::{
 const RELAYED: [Signal; 3] = [Signal::TERM, Signal::HUP, Signal::INT];
 
 /// Relays signals for as long as it lives: made by [`relay_signals`] and [`Zygote::relay_signals`].
-#[derive(Debug)]
 #[must_use = "dropping it ends the relay; `forget` keeps it for the life of the program"]
 pub struct Relay {
     handle: Handle,
     thread: Option<JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for Relay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Relay")
+    }
 }
 
 /// Relays SIGTERM, SIGHUP and SIGINT to the workers of the process-wide zygote: see [`Zygote::relay_signals`].

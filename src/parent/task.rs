@@ -5,7 +5,7 @@ use std::{
     fmt,
     future::Future,
     os::{fd::OwnedFd, unix::ffi::OsStrExt},
-    path::{Path, PathBuf},
+    path::Path,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -189,24 +189,24 @@ impl Task {
     }
 
     /// Its standard input. Default [`Stdio::null`].
-    pub fn stdin(mut self, stdin: Stdio) -> Self {
-        self.stdio[0] = stdin;
+    pub fn stdin(mut self, stdin: impl Into<Stdio>) -> Self {
+        self.stdio[0] = stdin.into();
         self
     }
 
     /// Its standard output. Default [`Stdio::inherit`].
-    pub fn stdout(mut self, stdout: Stdio) -> Self {
-        self.stdio[1] = stdout;
+    pub fn stdout(mut self, stdout: impl Into<Stdio>) -> Self {
+        self.stdio[1] = stdout.into();
         self
     }
 
     /// Its standard error. Default [`Stdio::inherit`].
-    pub fn stderr(mut self, stderr: Stdio) -> Self {
-        self.stdio[2] = stderr;
+    pub fn stderr(mut self, stderr: impl Into<Stdio>) -> Self {
+        self.stdio[2] = stderr.into();
         self
     }
 
-    /// Runs an async function on another runtime than the worker's tokio: [`Smol`](crate::Smol) (feature `smol`), or
+    /// Runs an async function on another runtime than the worker's tokio: `Smol` (feature `smol`), or
     /// one of your own.
     pub fn runtime<R: Runtime>(mut self) -> Self {
         self.runtime = Some(RuntimeEntry::of::<R>());
@@ -336,8 +336,7 @@ impl Task {
                 return Err(format!("the value of the variable {key:?} contains a zero byte"));
             }
         }
-        if self.options.current_dir.as_ref().is_some_and(|dir| dir.as_bytes().contains(&0)) {
-            let dir = self.options.current_dir.as_ref().map(PathBuf::from);
+        if let Some(dir) = self.options.current_dir.as_ref().filter(|dir| dir.as_bytes().contains(&0)) {
             return Err(format!("the directory {dir:?} contains a zero byte"));
         }
         Ok(())

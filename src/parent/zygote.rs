@@ -50,8 +50,14 @@ const FEW: u64 = 24;
 ///     })
 /// }
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Zygote(pub(super) Arc<Inner>);
+
+impl std::fmt::Debug for Zygote {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Zygote").field("pid", &self.0.pid).finish_non_exhaustive()
+    }
+}
 
 /// What holds processes of a zygote that it could do without.
 pub(super) trait Holder: std::fmt::Debug + Send + Sync {
@@ -241,7 +247,8 @@ impl Zygote {
 }
 
 /// Describes a zygote: made by [`Zygote::builder`]. What it does not say comes from the environment
-/// (`TOKIO_RUN_IN_PROCESS_MAX_PROCS`, `TOKIO_RUN_IN_PROCESS_STARTUP_TIMEOUT` in seconds), or else is the default.
+/// (`TOKIO_RUN_IN_PROCESS_MAX_PROCS`, `TOKIO_RUN_IN_PROCESS_WARM`, `TOKIO_RUN_IN_PROCESS_STARTUP_TIMEOUT` in seconds), or
+/// else is the default.
 ///
 /// ```
 /// use std::time::Duration;

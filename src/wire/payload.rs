@@ -60,6 +60,11 @@ fn decode_within<T: DeserializeOwned, const LIMIT: usize>(bytes: &[u8]) -> Resul
 fn message(error: &impl std::fmt::Display) -> String {
     // bincode's `Display` is its `Debug`, which wraps a message of the user's own in the variant's name.
     let text = error.to_string();
+    if text.contains("AnyNotSupported") {
+        return "its type must be seen to be decoded (deserialize_any: serde_json::Value, `untagged`, `flatten`), which this \
+                codec cannot. Send it as JSON in a String"
+            .to_owned();
+    }
     match text.strip_prefix("OtherString(\"").and_then(|text| text.strip_suffix("\")")) {
         Some(inner) => inner.to_owned(),
         None => text,

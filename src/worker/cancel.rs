@@ -83,6 +83,10 @@ pub fn is_cancelled() -> bool {
 /// The task cancels itself: its future is dropped, and its caller gets
 /// [`Error::Cancelled`](crate::Error::Cancelled). Never ready.
 ///
+/// # Panics
+///
+/// Outside a worker, where there is nobody to tell.
+///
 /// ```
 /// use tokio_run_in_process::{Error, run_in_process, worker};
 ///
@@ -96,6 +100,7 @@ pub fn is_cancelled() -> bool {
 /// .unwrap();
 /// ```
 pub async fn cancel() -> Infallible {
+    assert!(is_worker(), "cancel was called outside a worker");
     CANCELS_ITSELF.store(true, Ordering::SeqCst);
     signals::wake_root();
     pending().await

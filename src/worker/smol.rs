@@ -28,19 +28,26 @@ use crate::task::{Runtime, WorkerTask};
 pub struct Smol;
 
 thread_local! {
-    static EXECUTOR: RefCell<Rc<LocalExecutor<'static>>> = RefCell::default();
+    /// There is one where a task runs on smol.
+    static EXECUTOR: RefCell<Option<Rc<LocalExecutor<'static>>>> = const { RefCell::new(None) };
 }
 
 impl Smol {
-    /// Spawns a future, which need not be `Send`, on the executor of this task. Call it on the task's own thread.
+    /// Spawns a future, which need not be `Send`, on the executor of this task.
+    ///
+    /// # Panics
+    ///
+    /// Anywhere but on the own thread of a task with `.runtime::<Smol>()`: nobody would poll it.
     pub fn spawn<T: 'static>(future: impl Future<Output = T> + 'static) -> async_executor::Task<T> {
-        EXECUTOR.with_borrow(Rc::clone).spawn(future)
+        let executor = EXECUTOR.with_borrow(Clone::clone);
+        executor.expect("Smol::spawn is for the thread of a task that runs with `.runtime::<Smol>()`").spawn(future)
     }
 }
 
 impl Runtime for Smol {
     fn run(task: WorkerTask) {
-        let executor = EXECUTOR.with_borrow(Rc::clone);
+        let executor = Rc::new(LocalExecutor::new());
+        EXECUTOR.set(Some(executor.clone()));
         async_io::block_on(executor.run(task));
         // Only a signal gets here. With the last reference go the tasks that were spawned: their destructors run.
         drop(EXECUTOR.take());

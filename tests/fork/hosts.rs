@@ -110,8 +110,9 @@ fn a_runtime_that_returns_too_soon() {
                     Err(error) => error,
                 },
             ] {
-                let (step, _) = spawn_error(&error);
-                assert!(step.contains("the runtime returned before the task was done"), "{error:?}");
+                let (step, source) = spawn_error(&error);
+                let found = (step, source.to_string());
+                assert_eq!(found, ("run the task", "the runtime returned before the task was done".to_owned()));
                 assert!(error.to_string().contains("`unfinished`") && !error.is_retryable(), "{error}");
             }
         }

@@ -144,7 +144,7 @@ fn a_reader_that_is_slow_holds_the_worker_up() {
                 std::io::stderr().write_all(b".").unwrap();
             }
         };
-        let task = Task::new().stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(progress.into());
+        let task = Task::new().stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(progress);
         let process = task.open_blocking(begins, ()).await.unwrap();
         let mut stdout = process.take_stdout().unwrap();
         process.take_stdin().unwrap().write_all(b"x").await.unwrap();

@@ -626,10 +626,15 @@ fn workers_of_a_pool_count_as_processes() {
         assert_eq!((zygote.available_processes(), pool.idle_workers()), (1, 2));
         let process = zygote.open_in_process(std::future::pending::<()>, ()).await.unwrap();
         assert_eq!(zygote.available_processes(), 0);
+        let busy = [begin(pool.run(nap, 600)).await, begin(pool.run(nap, 600)).await];
         let hasty = zygote.task().queue_timeout(Duration::from_millis(50));
         let error = hasty.run(double, 1).await.unwrap_err();
         assert!(matches!(error, Error::TimedOut { phase: Phase::Queued, .. }), "{error:?}");
-        assert_eq!(pool.run(double, 1).await.unwrap(), 2, "they need no turn");
+        for busy in busy {
+            busy.await.unwrap();
+        }
+        assert_eq!(zygote.run_in_process(double, 1).await.unwrap(), 2, "an idle one makes room");
+        assert_eq!(pool.run(double, 1).await.unwrap(), 2);
         drop(process);
         drop(pool);
         eventually("the permits are back", || zygote.available_processes() == 3).await;

@@ -69,7 +69,7 @@ fn null_inherit_and_files() {
         assert_eq!(texts, ["", "to stdoutto stdout", "to stderrto stderr"]);
         // One file in two places.
         let (path, both) = file("both");
-        let task = Task::new().stdout(both.try_clone().unwrap().into()).stderr(both.into());
+        let task = Task::new().stdout(both.try_clone().unwrap()).stderr(both);
         let turns = || {
             println!("1");
             eprintln!("2");
@@ -87,7 +87,7 @@ fn a_file_as_stdin() {
         file.write_all(b"line 1\nline 2\n").unwrap();
         file.rewind().unwrap();
         let reads = || std::io::read_to_string(std::io::stdin()).unwrap();
-        let text = Task::new().stdin(file.into()).run_blocking(reads, ()).await.unwrap();
+        let text = Task::new().stdin(file).run_blocking(reads, ()).await.unwrap();
         assert_eq!(text, "line 1\nline 2\n");
         std::fs::remove_file(&path).unwrap();
         assert_eq!(run_blocking_in_process(reads, ()).await.unwrap(), "", "the default is empty");
@@ -95,7 +95,7 @@ fn a_file_as_stdin() {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         (&ours).write_all(b"by socket").unwrap();
         drop(ours);
-        let task = Task::new().stdin(std::os::fd::OwnedFd::from(theirs).into());
+        let task = Task::new().stdin(std::os::fd::OwnedFd::from(theirs));
         assert_eq!(task.run_blocking(reads, ()).await.unwrap(), "by socket");
     });
 }
@@ -107,7 +107,7 @@ unsafe extern "C" {
 fn what_was_printed_is_out_before_the_result() {
     undisturbed(|| async {
         let (path, out) = file("printed");
-        let task = Task::new().stdout(out.into());
+        let task = Task::new().stdout(out);
         let prints = |n: u32| {
             print!("rust {n}");
             // SAFETY: a format without arguments.

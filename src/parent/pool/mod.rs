@@ -5,6 +5,7 @@
 //! in the list or owned by the one future that uses it; a future that is dropped half-way drops its lane, and with that
 //! ends the worker.
 
+mod builder;
 mod job;
 mod lane;
 mod map;
@@ -26,6 +27,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::{Notify, Semaphore};
 
 use self::{
+    builder::Config,
     job::PoolJob,
     lane::{Lane, LaneError},
 };
@@ -41,6 +43,7 @@ use crate::{
     task::{AsyncTask, BlockingTask, Entry},
 };
 
+pub use builder::PoolBuilder;
 pub use map::Map;
 pub use task::{PoolOpen, PoolTask};
 
@@ -69,13 +72,20 @@ pub use task::{PoolOpen, PoolTask};
 /// })
 /// .unwrap();
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Pool(Arc<Inner>);
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, workers) = (&self.0.config.name, self.0.config.workers);
+        f.debug_struct("Pool").field("name", name).field("workers", &workers).finish_non_exhaustive()
+    }
+}
 
 #[derive(Debug)]
 struct Inner {
     zygote: Zygote,
-    config: Builder,
+    config: Config,
     permits: Semaphore,
     /// The last one used is used next.
     idle: Mutex<Vec<(Lane, Instant)>>,
@@ -83,109 +93,6 @@ struct Inner {
     freed: Notify,
     /// Tasks that wait for a lane.
     waiting: AtomicUsize,
-}
-
-#[derive(Clone, Debug)]
-struct Builder {
-    name: Arc<str>,
-    workers: usize,
-    most_tasks: Option<u64>,
-    idle_timeout: Option<Duration>,
-    task_timeout: Option<Duration>,
-    initializer: Entry,
-}
-
-/// Describes a pool: made by [`Pool::builder`].
-#[derive(Clone, Debug)]
-#[must_use = "it makes nothing before `build`"]
-pub struct PoolBuilder {
-    zygote: Result<Zygote, Error>,
-    config: Builder,
-}
-
-impl PoolBuilder {
-    /// How many workers there are at most. They are started when they are needed. Default 2.
-    ///
-    /// # Panics
-    ///
-    /// If `count` is 0.
-    pub fn workers(mut self, count: usize) -> Self {
-        assert!(count > 0, "a pool needs a worker");
-        self.config.workers = count;
-        self
-    }
-
-    /// How many tasks a worker serves before another takes its place: bounds what leaks can add up to. Default: no limit.
-    pub fn max_tasks_per_worker(mut self, count: u64) -> Self {
-        self.config.most_tasks = Some(count.max(1));
-        self
-    }
-
-    /// How long a worker without a task is kept. Default: as long as the pool.
-    pub fn idle_timeout(mut self, time: Duration) -> Self {
-        self.config.idle_timeout = Some(time);
-        self
-    }
-
-    /// How long a task may run. Then its worker is ended and its outcome is [`Error::TimedOut`]. Default: no limit.
-    pub fn task_timeout(mut self, limit: Duration) -> Self {
-        self.config.task_timeout = Some(limit);
-        self
-    }
-
-    /// The name of its workers, in `ps` and in errors. Default `pool`.
-    pub fn name(mut self, name: impl AsRef<str>) -> Self {
-        self.config.name = name.as_ref().into();
-        self
-    }
-
-    /// What every new worker does first: loads a model into a static, opens a connection. If it panics, the task that
-    /// needed the worker has that as its outcome.
-    ///
-    /// ```
-    /// use std::sync::OnceLock;
-    /// use tokio_run_in_process::{Pool, block_on};
-    ///
-    /// static TABLE: OnceLock<Vec<u64>> = OnceLock::new();
-    ///
-    /// async fn build_table() {
-    ///     let _ = TABLE.set((0..100).map(|n| n * n).collect());
-    /// }
-    ///
-    /// block_on(async {
-    ///     let pool = Pool::builder().initializer(build_table).build().unwrap();
-    ///     let looked_up = pool.run(async |n: usize| TABLE.get().unwrap()[n], 9).await;
-    ///     assert_eq!(looked_up.unwrap(), 81);
-    /// })
-    /// .unwrap();
-    /// ```
-    pub fn initializer<F, M>(mut self, function: F) -> Self
-    where
-        F: AsyncTask<(), M, Output = ()>,
-    {
-        self.config.initializer = Entry::of_async::<F, (), M>(function);
-        self
-    }
-
-    /// Makes the pool. No worker is started yet.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NotInitialized`] and the like, as for a task.
-    pub fn build(self) -> Result<Pool, Error> {
-        let zygote = self.zygote?;
-        zygote.0.check_owner()?;
-        let permits = Semaphore::new(self.config.workers);
-        let idle_timeout = self.config.idle_timeout;
-        let (idle, freed, waiting) = (Mutex::default(), Notify::new(), AtomicUsize::new(0));
-        let inner = Arc::new(Inner { zygote, config: self.config, permits, idle, freed, waiting });
-        let holder: Weak<Inner> = Arc::downgrade(&inner);
-        inner.zygote.0.add_holder(holder);
-        if let Some(time) = idle_timeout {
-            inner.clone().keep_idle_for(time)?;
-        }
-        Ok(Pool(inner))
-    }
 }
 
 /// Counts as long as it waits.
@@ -239,15 +146,20 @@ impl Inner {
         Ok(())
     }
 
-    /// A lane to use: the one that was used last, or a new one. There may be no room for a new one until one of this pool
-    /// is idle again, so whichever comes first.
+    /// A lane to use: the one that was used last, or a new one. If there is no room for a new one, there may be none until
+    /// a lane of this pool is idle again: whichever comes first. (If somebody else takes the last place just now, he waits
+    /// in the queue, and [`put_back`](Self::put_back) makes room.)
     async fn lane(&self) -> Result<Lane, Error> {
         if let Some((lane, _)) = self.idle().pop() {
             return Ok(lane);
         }
+        let start = Lane::start(&self.zygote, &self.config.name, self.config.initializer);
+        if self.zygote.available_processes() > 0 {
+            return start.await;
+        }
         self.waiting.fetch_add(1, Relaxed);
         let _waits = Waits(&self.waiting);
-        let mut start = pin!(Lane::start(&self.zygote, &self.config.name, self.config.initializer));
+        let mut start = pin!(start);
         loop {
             // Before the look: one that becomes idle in between is not missed.
             let freed = self.freed.notified();
@@ -326,6 +238,20 @@ impl<T> fmt::Debug for PoolRun<T> {
 }
 
 impl Pool {
+    fn new(zygote: Zygote, config: Config) -> Result<Self, Error> {
+        zygote.0.check_owner()?;
+        let permits = Semaphore::new(config.workers);
+        let idle_timeout = config.idle_timeout;
+        let (idle, freed, waiting) = (Mutex::default(), Notify::new(), AtomicUsize::new(0));
+        let inner = Arc::new(Inner { zygote, config, permits, idle, freed, waiting });
+        let holder: Weak<Inner> = Arc::downgrade(&inner);
+        inner.zygote.0.add_holder(holder);
+        if let Some(time) = idle_timeout {
+            inner.clone().keep_idle_for(time)?;
+        }
+        Ok(Self(inner))
+    }
+
     /// Starts to describe a pool of the zygote that [`init`](crate::init) started.
     pub fn builder() -> PoolBuilder {
         PoolBuilder::of(default_zygote())
@@ -495,19 +421,5 @@ impl Zygote {
     /// ```
     pub fn pool(&self) -> PoolBuilder {
         PoolBuilder::of(Ok(self.clone()))
-    }
-}
-
-impl PoolBuilder {
-    fn of(zygote: Result<Zygote, Error>) -> Self {
-        let config = Builder {
-            name: "pool".into(),
-            workers: 2,
-            most_tasks: None,
-            idle_timeout: None,
-            task_timeout: None,
-            initializer: Entry::of_async(async || ()),
-        };
-        Self { zygote, config }
     }
 }

@@ -1,0 +1,116 @@
+//! What a pool is like.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{super::zygote::Zygote, Pool};
+use crate::{
+    error::Error,
+    task::{AsyncTask, Entry},
+};
+
+/// What it says.
+#[derive(Clone, Debug)]
+pub(super) struct Config {
+    pub(super) name: Arc<str>,
+    pub(super) workers: usize,
+    pub(super) most_tasks: Option<u64>,
+    pub(super) idle_timeout: Option<Duration>,
+    pub(super) task_timeout: Option<Duration>,
+    pub(super) initializer: Entry,
+}
+
+/// Describes a pool: made by [`Pool::builder`].
+#[derive(Clone, Debug)]
+#[must_use = "it makes nothing before `build`"]
+pub struct PoolBuilder {
+    zygote: Result<Zygote, Error>,
+    config: Config,
+}
+
+impl PoolBuilder {
+    /// How many workers there are at most. They are started when they are needed. Default 2.
+    ///
+    /// # Panics
+    ///
+    /// If `count` is 0.
+    pub fn workers(mut self, count: usize) -> Self {
+        assert!(count > 0, "a pool needs a worker");
+        self.config.workers = count;
+        self
+    }
+
+    /// How many tasks a worker serves before another takes its place: bounds what leaks can add up to. Default: no limit.
+    pub fn max_tasks_per_worker(mut self, count: u64) -> Self {
+        self.config.most_tasks = Some(count.max(1));
+        self
+    }
+
+    /// How long a worker without a task is kept. Default: as long as the pool.
+    pub fn idle_timeout(mut self, time: Duration) -> Self {
+        self.config.idle_timeout = Some(time);
+        self
+    }
+
+    /// How long a task may run. Then its worker is ended and its outcome is [`Error::TimedOut`]. Default: no limit.
+    pub fn task_timeout(mut self, limit: Duration) -> Self {
+        self.config.task_timeout = Some(limit);
+        self
+    }
+
+    /// The name of its workers, in `ps` and in errors. Default `pool`.
+    pub fn name(mut self, name: impl AsRef<str>) -> Self {
+        self.config.name = name.as_ref().into();
+        self
+    }
+
+    /// What every new worker does first: loads a model into a static, opens a connection. If it panics, the task that
+    /// needed the worker has that as its outcome.
+    ///
+    /// ```
+    /// use std::sync::OnceLock;
+    /// use tokio_run_in_process::{Pool, block_on};
+    ///
+    /// static TABLE: OnceLock<Vec<u64>> = OnceLock::new();
+    ///
+    /// async fn build_table() {
+    ///     let _ = TABLE.set((0..100).map(|n| n * n).collect());
+    /// }
+    ///
+    /// block_on(async {
+    ///     let pool = Pool::builder().initializer(build_table).build().unwrap();
+    ///     let looked_up = pool.run(async |n: usize| TABLE.get().unwrap()[n], 9).await;
+    ///     assert_eq!(looked_up.unwrap(), 81);
+    /// })
+    /// .unwrap();
+    /// ```
+    pub fn initializer<F, M>(mut self, function: F) -> Self
+    where
+        F: AsyncTask<(), M, Output = ()>,
+    {
+        self.config.initializer = Entry::of_async::<F, (), M>(function);
+        self
+    }
+
+    /// Makes the pool. No worker is started yet.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotInitialized`] and the like, as for a task.
+    pub fn build(self) -> Result<Pool, Error> {
+        Pool::new(self.zygote?, self.config)
+    }
+}
+
+impl PoolBuilder {
+    pub(super) fn of(zygote: Result<Zygote, Error>) -> Self {
+        let config = Config {
+            name: "pool".into(),
+            workers: 2,
+            most_tasks: None,
+            idle_timeout: None,
+            task_timeout: None,
+            initializer: Entry::of_async(async || ()),
+        };
+        Self { zygote, config }
+    }
+}
