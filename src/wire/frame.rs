@@ -35,7 +35,7 @@ const FAILED: u64 = 5;
 pub(crate) fn header(tag: Tag, length: usize, age: Duration) -> [u8; HEADER_SIZE] {
     let mut bytes = [0; HEADER_SIZE];
     let age = u64::try_from(age.as_nanos()).map_or(MAX_AGE, |age| age.min(MAX_AGE));
-    bytes[0..8].copy_from_slice(&(age << KIND_BITS | tag as u64).to_le_bytes());
+    bytes[0..8].copy_from_slice(&((age << KIND_BITS) | tag as u64).to_le_bytes());
     bytes[8..16].copy_from_slice(&(length as u64).to_le_bytes());
     bytes
 }
