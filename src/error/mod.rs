@@ -89,7 +89,8 @@ pub enum Error {
         /// In the words of the codec or of the value.
         reason: String,
     },
-    /// The future was polled on a tokio runtime without I/O: build it with `enable_all()` or `enable_io()`.
+    /// The future was polled on a tokio runtime without I/O: build it with `enable_all()` or `enable_io()`. (In a program
+    /// built with `panic = "abort"` it is tokio's own panic that says so, and ends the program.)
     #[non_exhaustive]
     NoReactor {
         /// The task.

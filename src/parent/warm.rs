@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// How long a fresh spare is left to come up while an older one is there: a fork and a runtime, with room to spare.
-const COMES_UP: Duration = Duration::from_micros(300);
+const COMES_UP: Duration = Duration::from_millis(2);
 /// How long none is ordered after the system had no process to give.
 const RESPITE: Duration = Duration::from_millis(100);
 

@@ -2,7 +2,7 @@
 
 use std::{future::Future, time::Duration};
 
-use tokio_run_in_process::{Coded, Error, Pool, Signal, Zygote};
+use tokio_run_in_process::{Coded, Error, Phase, Pool, Signal, Zygote};
 
 use crate::{
     harness::{begin, eventually, multi_thread, send_signal},
@@ -18,6 +18,7 @@ crate::cases![
     a_handle_that_is_dropped_ends_its_task,
     however_an_opened_task_ends_its_handle_hears_of_it,
     an_opened_task_needs_no_runtime,
+    a_task_waits_no_longer_for_a_worker_than_it_may,
     a_pool_needs_no_more_processes_than_there_may_be,
     an_idle_worker_makes_room_for_whoever_waits,
 ];
@@ -144,6 +145,30 @@ impl serde::Serialize for Refuses {
     fn serialize<S: serde::Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
         Err(serde::ser::Error::custom("on purpose"))
     }
+}
+
+fn a_task_waits_no_longer_for_a_worker_than_it_may() {
+    undisturbed_with(Zygote::builder().max_processes(1), |zygote| async move {
+        let limit = Duration::from_millis(500);
+        let pool = zygote.pool().workers(2).queue_timeout(limit).build().unwrap();
+        let queued = |error: Error| match error {
+            Error::TimedOut { phase: Phase::Queued, limit: found, .. } => assert_eq!(found, limit),
+            other => panic!("{other:?}"),
+        };
+        // It is the process that lacks, then the pool's turn.
+        let busy = zygote.open_in_process(never, ()).await.unwrap();
+        queued(pool.run(pid, ()).await.unwrap_err());
+        queued(pool.open(pid, ()).await.unwrap_err());
+        busy.shutdown().await;
+        eventually("its process is gone", || zygote.available_processes() == 1).await;
+        let task = pool.open(never, ()).await.unwrap();
+        queued(pool.run(pid, ()).await.unwrap_err());
+        // What has a worker may take its time.
+        assert!(task.try_wait().is_none());
+        task.cancel();
+        eventually("its process is gone", || zygote.available_processes() == 1).await;
+        assert_eq!(pool.run(async |n: u8| n, 5).await.unwrap(), 5);
+    });
 }
 
 fn a_pool_needs_no_more_processes_than_there_may_be() {

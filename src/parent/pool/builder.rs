@@ -15,6 +15,7 @@ pub(super) struct Config {
     pub(super) workers: usize,
     pub(super) most_tasks: Option<u64>,
     pub(super) idle_timeout: Option<Duration>,
+    pub(super) queue_timeout: Option<Duration>,
     pub(super) task_timeout: Option<Duration>,
     pub(super) initializer: Entry,
 }
@@ -48,6 +49,13 @@ impl PoolBuilder {
     /// How long a worker without a task is kept. Default: as long as the pool.
     pub fn idle_timeout(mut self, time: Duration) -> Self {
         self.config.idle_timeout = Some(time);
+        self
+    }
+
+    /// How long a task may wait for a worker. Then its outcome is [`Error::TimedOut`] in the phase `Queued`. Default: no
+    /// limit.
+    pub fn queue_timeout(mut self, limit: Duration) -> Self {
+        self.config.queue_timeout = Some(limit);
         self
     }
 
@@ -108,6 +116,7 @@ impl PoolBuilder {
             workers: 2,
             most_tasks: None,
             idle_timeout: None,
+            queue_timeout: None,
             task_timeout: None,
             initializer: Entry::of_async(async || ()),
         };

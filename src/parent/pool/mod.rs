@@ -24,7 +24,7 @@ use std::{
 };
 
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use self::{
     builder::Config,
@@ -32,7 +32,8 @@ use self::{
     lane::{Lane, LaneError},
 };
 use super::{
-    decode, driver,
+    decode,
+    driver::{self, Driver},
     init::default_zygote,
     race::{Either, race},
     zygote::{Holder, Zygote},
@@ -123,13 +124,17 @@ impl Inner {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets workers go that had no task for so long. On the driver, which is told by the pool's end.
-    fn keep_idle_for(self: Arc<Self>, time: Duration) -> Result<(), Error> {
-        let driver = driver::get().map_err(|e| Error::Spawn {
+    fn driver(&self) -> Result<&'static Driver, Error> {
+        driver::get().map_err(|e| Error::Spawn {
             task: self.task_id(),
             step: "start the driver thread".to_owned(),
             source: Arc::new(e),
-        })?;
+        })
+    }
+
+    /// Lets workers go that had no task for so long. On the driver, which is told by the pool's end.
+    fn keep_idle_for(self: Arc<Self>, time: Duration) -> Result<(), Error> {
+        let driver = self.driver()?;
         let pool = Arc::downgrade(&self);
         drop(self);
         driver.spawn(async move {
@@ -182,13 +187,29 @@ impl Inner {
         }
     }
 
+    /// A job's turn and a lane for it, within the time that it may wait for that.
+    async fn turn(&self, job: &PoolJob) -> Result<(SemaphorePermit<'_>, Lane), Error> {
+        let turn = async {
+            let permit = self.permits.acquire().await.map_err(|_| Error::ShutDown)?;
+            Ok((permit, self.lane().await?))
+        };
+        let Some(limit) = self.config.queue_timeout else { return turn.await };
+        let timer = self.driver()?.enter(|| tokio::time::sleep(limit));
+        match race(turn, timer).await {
+            Either::First(turn) => turn,
+            Either::Second(()) => {
+                let task = TaskId { name: job.name.clone(), pid: None };
+                Err(Error::TimedOut { task, phase: Phase::Queued, limit })
+            }
+        }
+    }
+
     /// Runs one job from its turn to its result. `taken` hears of the worker that has it, of each if the first ones go
     /// before they read it.
     async fn serve(&self, job: &PoolJob, mut taken: impl FnMut(u32)) -> Result<Vec<u8>, Error> {
         self.zygote.0.check_owner()?;
-        let _permit = self.permits.acquire().await.map_err(|_| Error::ShutDown)?;
+        let (_permit, mut lane) = self.turn(job).await?;
         loop {
-            let mut lane = self.lane().await?;
             taken(lane.pid());
             let outcome = match self.config.task_timeout {
                 None => lane.run(job).await,
@@ -205,7 +226,7 @@ impl Inner {
             };
             match outcome {
                 // It went before it read the job: another worker will do it, unseen.
-                Err(LaneError::Unread) => {}
+                Err(LaneError::Unread) => lane = self.lane().await?,
                 // The worker is gone or of no use; dropped with its lane.
                 Err(LaneError::Ended(error)) => return Err(error),
                 Ok(outcome) => {
