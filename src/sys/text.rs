@@ -28,6 +28,9 @@ pub(crate) fn map_at_fork(rehearse: impl FnOnce()) {
     }
     let code = os::code_segments();
     let Ok(pages) = pages_of(rehearse, &code) else { return };
+    if pages.is_empty() {
+        return;
+    }
     let copied: Vec<&Range<usize>> = code.iter().filter(|segment| os::copy_at_fork(segment).is_ok()).collect();
     for page in pages.chunks_exact(size_of::<usize>()) {
         let Ok(page) = page.try_into().map(usize::from_le_bytes) else { return };

@@ -29,7 +29,7 @@ fn for_both<F: Future<Output = ()>>(body: impl Fn(Zygote) -> F) {
     }
 }
 
-const SHORT: Duration = Duration::from_millis(200);
+const SHORT: Duration = Duration::from_secs(1);
 
 /// Writes its pid and waits until it may go on.
 async fn patient(path: String) -> u32 {
@@ -59,11 +59,11 @@ async fn begun(path: &str) -> (u32, Life) {
 fn a_task_may_take_longer_than_its_start() {
     for_both(|zygote| async move {
         let nap = async |n: u8| {
-            tokio::time::sleep(4 * SHORT).await;
+            tokio::time::sleep(2 * SHORT).await;
             n
         };
         let plain_nap = |n: u8| {
-            std::thread::sleep(4 * SHORT);
+            std::thread::sleep(2 * SHORT);
             n
         };
         let (a, b) = tokio::join!(zygote.run_in_process(nap, 1), zygote.run_blocking_in_process(plain_nap, 2));
