@@ -318,15 +318,32 @@ pub(super) fn code_segments() -> Vec<Range<usize>> {
     code_modules().0.into_iter().filter_map(whole).collect()
 }
 
-/// Which pages of a segment this process has mapped: /proc/pid/pagemap, a word for each page, whose highest bit says it.
-pub(super) fn mapped_pages(segment: &Range<usize>) -> io::Result<Vec<usize>> {
+/// /proc/pid/pagemap (proc_pid_pagemap(5)) of a segment: a word for each page.
+fn page_map(segment: &Range<usize>) -> io::Result<Vec<u64>> {
     let size = page_size();
     let mut words = vec![0; segment.len() / size * 8];
     let map = fs::File::open("/proc/self/pagemap")?;
     std::os::unix::fs::FileExt::read_exact_at(&map, &mut words, (segment.start / size * 8) as u64)?;
-    let is_mapped = |word: &[u8]| word.last().is_some_and(|byte| byte & 0x80 != 0);
-    let words = words.chunks_exact(8).enumerate();
-    Ok(words.filter(|(_, word)| is_mapped(word)).map(|(n, _)| segment.start + n * size).collect())
+    let word = |bytes: &[u8]| bytes.try_into().map(u64::from_ne_bytes).unwrap_or(0);
+    Ok(words.chunks_exact(8).map(word).collect())
+}
+
+const MAPPED: u64 = 1 << 63;
+const SWAPPED: u64 = 1 << 62;
+/// The page is the file's, and not a copy of this process.
+const OF_FILE: u64 = 1 << 61;
+
+/// Which pages of a segment this process has mapped.
+pub(super) fn mapped_pages(segment: &Range<usize>) -> io::Result<Vec<usize>> {
+    let size = page_size();
+    let words = page_map(segment)?.into_iter().enumerate();
+    Ok(words.filter(|(_, word)| word & MAPPED != 0).map(|(n, _)| segment.start + n * size).collect())
+}
+
+/// Whether nobody wrote to a segment of code: a debugger, a tool that patches functions, relocations in text.
+fn is_as_in_the_file(segment: &Range<usize>) -> bool {
+    let is_ours = |word: &u64| word & SWAPPED != 0 || word & (MAPPED | OF_FILE) == MAPPED;
+    page_map(segment).is_ok_and(|words| !words.iter().any(is_ours))
 }
 
 /// Lets a segment of code count as a mapping with pages of its own, and unmaps all of it: what is run is mapped again.
@@ -338,7 +355,8 @@ pub(super) fn copy_at_fork(segment: &Range<usize>) -> io::Result<()> {
     let page = segment.end - page_size();
     let runs =
         [copy_at_fork as *const () as usize, guard_and_back as *const () as usize, libc::madvise as *const () as usize];
-    if runs.iter().any(|&address| address.abs_diff(page) < REACH) {
+    // What somebody wrote would be lost below.
+    if runs.iter().any(|&address| address.abs_diff(page) < REACH) || !is_as_in_the_file(segment) {
         return Err(io::ErrorKind::Unsupported.into());
     }
     guard_and_back(page)?;

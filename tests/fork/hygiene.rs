@@ -25,6 +25,7 @@ crate::cases![
     a_worker_leads_its_session,
     hash_keys_and_random_numbers_differ,
     a_worker_is_born_with_its_code_mapped,
+    code_that_was_patched_stays_as_it_is,
 ];
 crate::helpers![counts_its_faults];
 
@@ -308,4 +309,46 @@ fn a_worker_is_born_with_its_code_mapped() {
         assert!(all + 10 < *none, "{all} faults of {none}");
     }
     assert_eq!((all.len(), none.len()), (2, 2));
+}
+
+/// Whether the page of `patched` is a copy of this process, and not the file's.
+async fn is_patched() -> bool {
+    use std::os::unix::fs::FileExt;
+    let mut word = [0; 8];
+    let map = std::fs::File::open("/proc/self/pagemap").unwrap();
+    map.read_exact_at(&mut word, (page_of_patched() / 4096 * 8) as u64).unwrap();
+    // The page is mapped, for it runs.
+    patched();
+    u64::from_le_bytes(word) & (1 << 63 | 1 << 61) == 1 << 63
+}
+
+#[inline(never)]
+fn patched() {
+    std::hint::black_box(());
+}
+
+fn page_of_patched() -> usize {
+    patched as *const () as usize / 4096 * 4096
+}
+
+fn code_that_was_patched_stays_as_it_is() {
+    let page = page_of_patched() as *mut libc::c_void;
+    let all = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
+    // SAFETY: the page stays as it is, and is written to below only.
+    if unsafe { libc::mprotect(page, 4096, all) } != 0 {
+        skip("code cannot be written to here");
+    }
+    let byte = page.cast::<u8>();
+    // SAFETY: a byte of the page.
+    let same = unsafe { byte.read_volatile() };
+    // SAFETY: the page can be written to; there is one thread.
+    unsafe { byte.write_volatile(same) };
+    // SAFETY: as it was.
+    assert_eq!(unsafe { libc::mprotect(page, 4096, libc::PROT_READ | libc::PROT_EXEC) }, 0);
+    let zygote = Zygote::builder().start().unwrap();
+    multi_thread().block_on(async {
+        for _ in 0..3 {
+            assert!(zygote.run_in_process(is_patched, ()).await.unwrap());
+        }
+    });
 }
