@@ -35,6 +35,8 @@ pub(super) struct Conversation {
     given_up: bool,
     /// The worker is gone, and did not read all of its job.
     unread: bool,
+    /// The job was revoked before it was read: whatever becomes of its worker, the task has not begun.
+    revoked: bool,
 }
 
 impl Drop for Conversation {
@@ -74,7 +76,7 @@ impl Conversation {
     pub(super) fn new(line: Line, stream: Stream) -> Self {
         let limit = line.job.result_limit;
         let reader = if line.job.quiet { Reader::of_terminal(limit) } else { Reader::new(limit) };
-        Self { line, stream: Some(stream), reader, done: false, given_up: false, unread: false }
+        Self { line, stream: Some(stream), reader, done: false, given_up: false, unread: false, revoked: false }
     }
 
     /// Holds the conversation to its end, and gives the one outcome of the task.
@@ -109,7 +111,7 @@ impl Conversation {
                 // to. It may be about to: from here on it cannot begin.
                 words = self.take_back();
                 status = self.line.worker.status.borrow().clone();
-            } else if self.line.warm && status.stopped && !status.started && !self.given_up {
+            } else if self.gives_up_on(&status) && words.is_none() && !socket_ended {
                 // Somebody stopped it while it stood ready. If it has not begun it cannot any more; another one will.
                 words = self.take_back();
                 status = self.line.worker.status.borrow().clone();
@@ -149,6 +151,11 @@ impl Conversation {
                 Heard::ShutDown => return Err(Error::ShutDown),
             }
         }
+    }
+
+    /// Whether its worker was stopped while it stood ready, and may not have begun.
+    fn gives_up_on(&self, status: &Status) -> bool {
+        self.line.warm && status.stopped && !status.started && !self.given_up
     }
 
     /// The outcome, if what is known decides it.
@@ -289,7 +296,9 @@ impl Conversation {
             if let Some(stream) = &self.stream {
                 roster::revoke(stream);
             }
-            return self.look();
+            let words = self.look();
+            self.revoked = words.is_none() && !self.line.worker.status.borrow().started;
+            return words;
         }
         words
     }
@@ -302,7 +311,7 @@ impl Conversation {
         // Before the words: a worker that leaves its job unread says so there before its job is gone.
         let read = self.line.is_read(self.stream.as_ref());
         let words = self.drain();
-        if read && !self.unread {
+        if read && !self.unread && !self.revoked {
             self.line.begins();
         }
         words
