@@ -80,11 +80,11 @@ impl<'a> Floor<'a> {
 
     /// Measures something `n` times with pauses, each time next to the floor, which has its pauses too: both find caches as
     /// cold and a machine as idle. They take turns in going first, since whoever comes second finds more of both warm.
-    pub(crate) fn in_turn<E>(
+    pub(crate) fn in_turn(
         &mut self,
         n: usize,
-        mut measure: impl FnMut(&mut Self) -> Result<Vec<Duration>, E>,
-    ) -> (Result<Vec<Duration>, E>, Latency) {
+        mut measure: impl FnMut(&mut Self) -> Result<Vec<Duration>, String>,
+    ) -> (Result<Vec<Duration>, String>, Latency) {
         let (mut times, mut forks, mut pings) = (Vec::new(), Vec::new(), Vec::new());
         for turn in 0..n {
             if turn % 2 == 1 {

@@ -24,7 +24,7 @@ const COMPARISONS: [Comparison; 7] = [
     ("warm rate", "run, warm, 8 in flight: tasks/s", |s, f, plan| Ok(rate(&s.ways.wide_warm, s, f, plan))),
     ("cold rate", "run, cold, 8 in flight: tasks/s", |s, f, plan| Ok(rate(&s.ways.wide_cold, s, f, plan))),
     ("std", "re-exec, std::process: p50", |_, f, plan| {
-        let (times, floor) = f.in_turn(plan.batch, |_| Ok::<_, String>(reexec_by_std(1, PAUSE)));
+        let (times, floor) = f.in_turn(plan.batch, |_| Ok(reexec_by_std(1, PAUSE)));
         Ok(p50(&times?) / floor.fork)
     }),
     ("mem-isolate", "mem-isolate 0.1.6, apart: p50", |s, f, plan| {
@@ -39,7 +39,7 @@ const COMPARISONS: [Comparison; 7] = [
 pub(crate) const PROMISED: [&str; 5] = ["warm", "cold", "pool", "warm rate", "cold rate"];
 
 fn latency(way: &Way, setting: &Setting, floor: &mut Floor, plan: &Plan) -> f64 {
-    let (times, floor) = floor.in_turn(plan.batch, |_| Ok::<_, String>(setting.ways.latencies(way, 1, PAUSE)));
+    let (times, floor) = floor.in_turn(plan.batch, |_| Ok(setting.ways.latencies(way, 1, PAUSE)));
     times.map_or(f64::NAN, |times| p50(&times) / floor.fork)
 }
 
@@ -154,7 +154,7 @@ fn stand(count: usize, row: &mut Standing, plan: &Plan, setting: &Setting, floor
     row.share.push(median(&share));
     let way = Way::Run(zygote);
     let _ = setting.ways.latencies(&way, plan.batch.min(20), PAUSE);
-    let (times, beside) = floor.in_turn(plan.batch, |_| Ok::<_, String>(setting.ways.latencies(&way, 1, PAUSE)));
+    let (times, beside) = floor.in_turn(plan.batch, |_| Ok(setting.ways.latencies(&way, 1, PAUSE)));
     let times = times?;
     row.to_fork.push(p50(&times) / beside.fork);
     row.samples.add(&times);

@@ -1,7 +1,7 @@
 //! What a process per task costs, beside the floor of the machine, beside re-exec, and beside other crates.
 //!
 //! Machines drift, so no figure here stands alone. Small processes that were forked before everything else do nothing but
-//! `fork`, `_exit` and `waitpid`, or send back what they get: the floor. Where requests are apart it is measured after
+//! `fork`, `_exit` and `waitpid`, or send back what they get: the floor. Where requests are apart it is measured beside
 //! every single one, apart too; where they are back to back, just before and just after every batch. What counts is the
 //! ratio of the two medians. All rows take turns, round after round; a row shows the median of its rounds. Nothing is
 //! asserted about time: the table is the product.

@@ -12,8 +12,28 @@ use crate::{
     wire::payload::{self, CodecError},
 };
 
-/// The bytes of a result that several may decode.
-pub(super) struct Value(pub(super) Arc<Result<Vec<u8>, Error>>);
+/// An outcome that stays, and that several may ask for.
+pub(super) type Kept = Arc<Result<Vec<u8>, Error>>;
+
+/// The outcome, decoded anew.
+pub(super) async fn decode_kept<T>(outcome: Kept, task: impl FnOnce() -> TaskId) -> Result<T, Error>
+where
+    T: DeserializeOwned + Send + 'static,
+{
+    match &*outcome {
+        Err(error) => Err(error.clone()),
+        Ok(_) => decode(Value(outcome), task).await,
+    }
+}
+
+/// The same for a caller who cannot wait.
+pub(super) fn decode_kept_here<T: DeserializeOwned>(outcome: &Kept, task: impl FnOnce() -> TaskId) -> Result<T, Error> {
+    let bytes = outcome.as_ref().as_ref().map_err(Error::clone)?;
+    decode_here(bytes).map_err(|reason| Error::Decode { task: task(), what: Coded::Result, reason })
+}
+
+/// The bytes of one.
+struct Value(Kept);
 
 impl AsRef<[u8]> for Value {
     fn as_ref(&self) -> &[u8] {
@@ -45,7 +65,7 @@ where
     decoded.map_err(|reason| Error::Decode { task: task(), what: Coded::Result, reason })
 }
 
-pub(super) fn decode_here<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+fn decode_here<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(|| payload::decode(bytes))) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(CodecError::Invalid(reason))) => Err(reason),

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -13,6 +13,7 @@ use super::{
     metrics::Stage,
     race::{Either, race},
     roster::{Record, next_id},
+    waits::Waits,
     warm::job_socket,
     worker::Worker,
     zygote::{Inner, Zygote},
@@ -41,22 +42,6 @@ pub(super) struct Prepared {
 
 /// A task that lost so many warm workers before it began orders one of its own.
 const MOST_WARM: usize = 3;
-
-/// Counts as long as it waits.
-struct Waits<'a>(&'a Inner);
-
-impl<'a> Waits<'a> {
-    fn new(zygote: &'a Inner) -> Self {
-        zygote.counters.queued.fetch_add(1, Ordering::Relaxed);
-        Self(zygote)
-    }
-}
-
-impl Drop for Waits<'_> {
-    fn drop(&mut self) {
-        self.0.counters.queued.fetch_sub(1, Ordering::Relaxed);
-    }
-}
 
 impl Prepared {
     fn task_id(&self) -> TaskId {
@@ -92,7 +77,7 @@ impl Prepared {
         if let Ok(permit) = permits.clone().try_acquire_owned() {
             return Ok(permit);
         }
-        let _queued = Waits::new(inner);
+        let _queued = Waits::new(&inner.counters.queued);
         inner.ask_for_room();
         let turn = permits.clone().acquire_owned();
         let Some(limit) = self.queue_timeout else {

@@ -45,7 +45,8 @@ pub(super) struct Line {
     /// To send at least a part.
     tried: bool,
     pub(super) owner: i32,
-    /// When its turn came; then when the job was sent; then, if that is known (`dated`), when the task began. For the metrics.
+    /// When its turn came; then when the job was sent; then, if that is known (`dated`), when the task began. For the
+    /// metrics.
     pub(super) since: Instant,
     pub(super) dated: bool,
     /// The worker stood ready before the task came. If it ends before the task begins, another takes its place unseen.
@@ -163,14 +164,14 @@ impl Line {
     }
 
     fn watch(&self, socket: OwnedFd, writing: bool) -> Result<Stream, Error> {
-        let task = self.worker.task_id();
+        let task = || self.worker.task_id();
         let error = match Stream::register(socket, writing) {
             Ok(stream) => return Ok(stream),
             Err(Unwatched::Io(e)) if tokio::runtime::is_rt_shutdown_err(&e) => Error::ShutDown,
             Err(Unwatched::Io(e)) => {
-                Error::Spawn { task, step: "watch the job socket".to_owned(), source: Arc::new(e) }
+                Error::Spawn { task: task(), step: "watch the job socket".to_owned(), source: Arc::new(e) }
             }
-            Err(Unwatched::NoReactor) => Error::NoReactor { task },
+            Err(Unwatched::NoReactor) => Error::NoReactor { task: task() },
         };
         // The socket is closed by now, which ends a worker that runs already.
         self.driver.roster().leave(self.worker.id, None);

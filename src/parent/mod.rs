@@ -23,6 +23,7 @@ mod roster;
 mod stdio;
 mod stream;
 mod task;
+mod waits;
 mod warm;
 mod worker;
 mod zygote;

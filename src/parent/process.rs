@@ -347,10 +347,7 @@ impl<T: DeserializeOwned + Send + 'static> Process<T> {
         drop(self.take_stdin());
         let status = self.worker.wait_until(|status| status.outcome.is_some()).await;
         let outcome = status.outcome.ok_or(Error::ShutDown)?;
-        match &*outcome {
-            Err(error) => Err(error.clone()),
-            Ok(_) => decode::decode(decode::Value(outcome), || self.worker.task_id()).await,
-        }
+        decode::decode_kept(outcome, || self.worker.task_id()).await
     }
 
     /// The task's outcome if it is known.
@@ -366,14 +363,7 @@ impl<T: DeserializeOwned + Send + 'static> Process<T> {
     /// ```
     pub fn try_wait(&self) -> Option<Result<T, Error>> {
         let outcome = self.status().outcome?;
-        Some(match &*outcome {
-            Err(error) => Err(error.clone()),
-            Ok(bytes) => decode::decode_here(bytes).map_err(|reason| Error::Decode {
-                task: self.worker.task_id(),
-                what: crate::error::Coded::Result,
-                reason,
-            }),
-        })
+        Some(decode::decode_kept_here(&outcome, || self.worker.task_id()))
     }
 
     pub(super) async fn into_value(self) -> Result<T, Error> {

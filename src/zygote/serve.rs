@@ -29,7 +29,8 @@ const WATCH_FD: i32 = 4;
 const MOST_SPARES: usize = 16;
 
 /// The life of a zygote: runs in the child of the fork that made it, on its only thread, all signals blocked. `watch`
-/// says when the process `parent` is gone. `first`: it was not forked by another zygote. Returns only as far as `Infallible`: it ends the process.
+/// says when the process `parent` is gone. `first`: it was not forked by another zygote. Returns only as far as
+/// `Infallible`: it ends the process.
 pub(crate) fn serve(control: OwnedFd, watch: Option<ParentWatch>, parent: i32, first: bool) -> Infallible {
     match Zygote::prepare(control, watch, parent, first) {
         Ok(mut zygote) => {

@@ -19,7 +19,8 @@ enum Slot<T> {
     Done(Result<T, Error>),
 }
 
-/// The results of [`Pool::map`](crate::Pool::map) (and `map_stream`, with the feature `stream`), in the order of the items unless [`unordered`](Self::unordered).
+/// The results of [`Pool::map`](crate::Pool::map) (and `map_stream`, with the feature `stream`), in the order of the items
+/// unless [`unordered`](Self::unordered).
 ///
 /// Items are taken, encoded and run only as results are asked for, and at most so many at a time as
 /// [`concurrency`](Self::concurrency) says (by default one for each worker). Dropping it ends the tasks that run.

@@ -36,6 +36,7 @@ use super::{
     driver::{self, Driver},
     init::default_zygote,
     race::{Either, race},
+    waits::Waits,
     zygote::{Holder, Zygote},
 };
 use crate::{
@@ -96,15 +97,6 @@ struct Inner {
     waiting: AtomicUsize,
 }
 
-/// Counts as long as it waits.
-struct Waits<'a>(&'a AtomicUsize);
-
-impl Drop for Waits<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
-    }
-}
-
 impl Holder for Inner {
     fn let_one_go(&self) -> bool {
         let oldest = {
@@ -116,17 +108,14 @@ impl Holder for Inner {
 }
 
 impl Inner {
-    fn task_id(&self) -> TaskId {
-        TaskId { name: self.config.name.clone(), pid: None }
-    }
-
     fn idle(&self) -> std::sync::MutexGuard<'_, Vec<(Lane, Instant)>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn driver(&self) -> Result<&'static Driver, Error> {
+    /// The driver. `name` is what an error is about.
+    fn driver(&self, name: &Arc<str>) -> Result<&'static Driver, Error> {
         driver::get().map_err(|e| Error::Spawn {
-            task: self.task_id(),
+            task: TaskId { name: name.clone(), pid: None },
             step: "start the driver thread".to_owned(),
             source: Arc::new(e),
         })
@@ -134,7 +123,7 @@ impl Inner {
 
     /// Lets workers go that had no task for so long. On the driver, which is told by the pool's end.
     fn keep_idle_for(self: Arc<Self>, time: Duration) -> Result<(), Error> {
-        let driver = self.driver()?;
+        let driver = self.driver(&self.config.name)?;
         let pool = Arc::downgrade(&self);
         drop(self);
         driver.spawn(async move {
@@ -162,8 +151,7 @@ impl Inner {
         if self.zygote.available_processes() > 0 {
             return start.await;
         }
-        self.waiting.fetch_add(1, Relaxed);
-        let _waits = Waits(&self.waiting);
+        let _waits = Waits::new(&self.waiting);
         let mut start = pin!(start);
         loop {
             // Before the look: one that becomes idle in between is not missed.
@@ -194,7 +182,7 @@ impl Inner {
             Ok((permit, self.lane().await?))
         };
         let Some(limit) = self.config.queue_timeout else { return turn.await };
-        let timer = self.driver()?.enter(|| tokio::time::sleep(limit));
+        let timer = self.driver(&self.config.name)?.enter(|| tokio::time::sleep(limit));
         match race(turn, timer).await {
             Either::First(turn) => turn,
             Either::Second(()) => {

@@ -14,20 +14,20 @@ use tokio::sync::{Notify, watch};
 
 use super::{
     super::{
-        decode, driver,
+        decode,
         race::{Either, race},
     },
     Inner,
     job::PoolJob,
 };
-use crate::error::{Coded, Error, TaskId};
+use crate::error::{Error, TaskId};
 
 /// What is known of it.
 #[derive(Clone, Debug, Default)]
 struct Seen {
     /// The worker that has it.
     pid: Option<u32>,
-    outcome: Option<Arc<Result<Vec<u8>, Error>>>,
+    outcome: Option<decode::Kept>,
 }
 
 /// A task that runs in a worker of a pool, in the background: what [`Pool::open`](crate::Pool::open) gives.
@@ -82,11 +82,7 @@ impl<T: 'static> PoolOpen<T> {
 
 impl<T> PoolTask<T> {
     fn start(pool: Arc<Inner>, job: PoolJob) -> Result<Self, Error> {
-        let driver = driver::get().map_err(|e| Error::Spawn {
-            task: TaskId { name: job.name.clone(), pid: None },
-            step: "start the driver thread".to_owned(),
-            source: Arc::new(e),
-        })?;
+        let driver = pool.driver(&job.name)?;
         let (tell, seen) = watch::channel(Seen::default());
         let cancelled = Arc::new(Notify::new());
         let task = Self {
@@ -160,23 +156,13 @@ impl<T: DeserializeOwned + Send + 'static> PoolTask<T> {
         let mut seen = self.seen.clone();
         let outcome = seen.wait_for(|seen| seen.outcome.is_some()).await.ok().and_then(|seen| seen.outcome.clone());
         let outcome = outcome.ok_or(Error::ShutDown)?;
-        match &*outcome {
-            Err(error) => Err(error.clone()),
-            Ok(_) => decode::decode(decode::Value(outcome), || self.task_id()).await,
-        }
+        decode::decode_kept(outcome, || self.task_id()).await
     }
 
     /// The task's outcome if it is known.
     pub fn try_wait(&self) -> Option<Result<T, Error>> {
         let outcome = self.seen.borrow().outcome.clone()?;
-        Some(match &*outcome {
-            Err(error) => Err(error.clone()),
-            Ok(bytes) => decode::decode_here(bytes).map_err(|reason| Error::Decode {
-                task: self.task_id(),
-                what: Coded::Result,
-                reason,
-            }),
-        })
+        Some(decode::decode_kept_here(&outcome, || self.task_id()))
     }
 }
 

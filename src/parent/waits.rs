@@ -1,0 +1,19 @@
+//! Who waits, counted.
+
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+/// Counts as long as it lives.
+pub(super) struct Waits<'a>(&'a AtomicUsize);
+
+impl<'a> Waits<'a> {
+    pub(super) fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
