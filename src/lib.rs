@@ -3,6 +3,7 @@
 mod error;
 mod model;
 mod parent;
+mod pass;
 mod sys;
 mod task;
 mod wire;
@@ -16,6 +17,7 @@ pub use parent::{
     PoolTask, Process, Relay, Run, Stdio, Task, WARM_WORKERS, Wait, Zygote, ZygoteBuilder, block_on, default_zygote,
     init, open_blocking_in_process, open_in_process, relay_signals, run_blocking_in_process, run_in_process,
 };
+pub use pass::{Bytes, Descriptor, Fd, Shared, SharedBuilder};
 pub use task::{AsyncTask, BlockingTask, Runtime, WorkerTask};
 #[cfg(feature = "smol")]
 pub use worker::Smol;

@@ -9,13 +9,18 @@
 
 #![allow(unsafe_code, reason = "the fenced room of addresses: see above")]
 
-use std::{fmt, future::Future, mem, pin::Pin};
+use std::{fmt, future::Future, mem, os::fd::OwnedFd, pin::Pin};
 
+use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     model::Failure,
-    wire::payload::{self, CodecError},
+    wire::{
+        beside,
+        payload::{self, CodecError},
+        rope::Rope,
+    },
 };
 
 /// An async function or non-capturing closure of zero to eight arguments.
@@ -134,10 +139,17 @@ arity!((a, b, c, d, e, f, g), (A, B, C, D, E, F, G); A a, B b, C c, D d, E e, F 
 arity!((a, b, c, d, e, f, g, h), (A, B, C, D, E, F, G, H); A a, B b, C c, D d, E e, F f, G g, H h);
 
 /// What a worker makes of a job: the encoded result, or what went wrong with the bytes.
-pub(crate) type Encoded = Result<Vec<u8>, Failure>;
+pub(crate) type Encoded = Result<Rope, Failure>;
 pub(crate) type BoxedTask = Pin<Box<dyn Future<Output = Encoded>>>;
 
-type EntryFn = fn(Vec<u8>, u64) -> BoxedTask;
+type EntryFn = fn(Arguments, u64) -> BoxedTask;
+
+/// What a job brings for its function.
+#[derive(Debug, Default)]
+pub(crate) struct Arguments {
+    pub(crate) bytes: Bytes,
+    pub(crate) fds: Vec<OwnedFd>,
+}
 
 /// The address of a task's function, monomorphised together with its codec.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -150,7 +162,7 @@ impl Entry {
         A: DeserializeOwned + 'static,
         F::Output: Serialize,
     {
-        fn enter<F, A, M>(arguments: Vec<u8>, limit: u64) -> BoxedTask
+        fn enter<F, A, M>(arguments: Arguments, limit: u64) -> BoxedTask
         where
             F: AsyncTask<A, M>,
             A: DeserializeOwned + 'static,
@@ -171,7 +183,7 @@ impl Entry {
         A: DeserializeOwned + 'static,
         F::Output: Serialize,
     {
-        fn enter<F, A, M>(arguments: Vec<u8>, limit: u64) -> BoxedTask
+        fn enter<F, A, M>(arguments: Arguments, limit: u64) -> BoxedTask
         where
             F: BlockingTask<A, M>,
             A: DeserializeOwned + 'static,
@@ -199,7 +211,7 @@ impl Entry {
     }
 
     /// In the worker: makes the task. Nothing of it runs before its first poll.
-    pub(crate) fn enter(self, arguments: Vec<u8>, result_limit: u64) -> BoxedTask {
+    pub(crate) fn enter(self, arguments: Arguments, result_limit: u64) -> BoxedTask {
         // SAFETY: the address came from `at` in the parent, whose image this process shares (see the module's page).
         let function = unsafe { mem::transmute::<usize, EntryFn>(self.0 as usize) };
         function(arguments, result_limit)
@@ -226,17 +238,20 @@ fn conjure<F: Copy>() -> F {
     unsafe { std::ptr::NonNull::<F>::dangling().read() }
 }
 
-fn decode<A: DeserializeOwned>(bytes: Vec<u8>) -> Result<A, Failure> {
-    payload::decode(&bytes).map_err(|e| match e {
+fn decode<A: DeserializeOwned>(arguments: Arguments) -> Result<A, Failure> {
+    let Arguments { bytes, fds } = arguments;
+    let decoded = beside::decoding(bytes.clone(), Some(fds), || payload::decode(&bytes));
+    decoded.map_err(|e| match e {
         CodecError::Invalid(why) => Failure::Decode(bounded(why)),
         CodecError::TooLarge { size, limit } => Failure::TooLarge { size, limit },
     })
 }
 
 fn encode<T: Serialize>(value: &T, limit: u64) -> Encoded {
-    let mut bytes = Vec::new();
-    match payload::encode_into(value, &mut bytes, limit) {
-        Ok(()) => Ok(bytes),
+    let mut rope = Rope::default();
+    let (encoded, _) = beside::encoding(false, || payload::encode_into(value, &mut rope, limit));
+    match encoded {
+        Ok(()) => Ok(rope),
         Err(CodecError::TooLarge { size, limit }) => Err(Failure::TooLarge { size, limit }),
         Err(CodecError::Invalid(why)) => Err(Failure::Encode(bounded(why))),
     }
@@ -348,10 +363,14 @@ mod tests {
         }
     }
 
-    fn bytes<T: Serialize>(value: T) -> Vec<u8> {
-        let mut bytes = Vec::new();
+    fn bytes<T: Serialize>(value: T) -> Rope {
+        let mut bytes = Rope::default();
         payload::encode_into(&value, &mut bytes, u64::MAX).unwrap();
         bytes
+    }
+
+    fn arguments<T: Serialize>(value: T) -> Arguments {
+        Arguments { bytes: bytes(value).into_bytes(), fds: Vec::new() }
     }
 
     fn call<F: AsyncTask<A, M>, A: DeserializeOwned + Serialize + 'static, M>(f: F, a: A) -> Encoded
@@ -359,7 +378,7 @@ mod tests {
         F::Output: Serialize,
     {
         let entry = Entry::from_job(Entry::of_async(f).address());
-        run(entry.enter(bytes(a), 100))
+        run(entry.enter(arguments(a), 100))
     }
 
     #[test]
@@ -379,13 +398,13 @@ mod tests {
     #[test]
     fn plain_functions_are_tasks_too() {
         let entry = Entry::of_blocking(|a: u64, b: u64| a * b);
-        assert_eq!(run(entry.enter(bytes((6_u64, 7_u64)), 100)), Ok(bytes(42_u64)));
+        assert_eq!(run(entry.enter(arguments((6_u64, 7_u64)), 100)), Ok(bytes(42_u64)));
     }
 
     #[test]
     fn bytes_that_are_wrong_are_a_failure() {
         let entry = Entry::of_async(add);
-        assert!(matches!(run(entry.enter(vec![], 100)), Err(Failure::Decode(_))));
-        assert!(matches!(run(entry.enter(bytes((1_u64, 2_u64)), 0)), Err(Failure::TooLarge { size: 1, limit: 0 })));
+        assert!(matches!(run(entry.enter(Arguments::default(), 100)), Err(Failure::Decode(_))));
+        assert!(matches!(run(entry.enter(arguments((1_u64, 2_u64)), 0)), Err(Failure::TooLarge { size: 1, limit: 0 })));
     }
 }

@@ -166,11 +166,14 @@ pub enum Error {
         /// In the words of the codec or of the value.
         reason: String,
     },
-    /// The result is larger than allowed.
+    /// The result is larger than [`Task::result_limit`](crate::Task::result_limit) allows, or the arguments are larger than
+    /// [`Task::argument_limit`](crate::Task::argument_limit); then nothing was started.
     #[non_exhaustive]
     TooLarge {
         /// The task.
         task: TaskId,
+        /// The arguments or the result.
+        what: Coded,
         /// Its encoded size, in bytes.
         size: u64,
         /// The limit, in bytes.
@@ -194,7 +197,7 @@ pub enum Error {
     },
 }
 
-/// What did not decode or encode: see [`Error::Decode`].
+/// What did not decode or encode, or is too large: see [`Error::Decode`] and [`Error::TooLarge`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Coded {
@@ -230,11 +233,10 @@ impl Error {
     }
 
     pub(crate) fn encode(task: TaskId, error: CodecError) -> Self {
-        let reason = match error {
-            CodecError::Invalid(reason) => reason,
-            CodecError::TooLarge { size, limit } => format!("{size} bytes where {limit} are allowed"),
-        };
-        Self::Encode { task, reason }
+        match error {
+            CodecError::Invalid(reason) => Self::Encode { task, reason },
+            CodecError::TooLarge { size, limit } => Self::TooLarge { task, what: Coded::Arguments, size, limit },
+        }
     }
 
     /// The same of another task: what became of a pool's worker is the outcome of the task that it had.
@@ -379,8 +381,12 @@ impl fmt::Display for Error {
                 Coded::ResultInWorker => write!(f, "the result of {task} does not encode in its worker: {reason}"),
                 Coded::Result => write!(f, "the result of {task} does not decode: {reason}"),
             },
-            Self::TooLarge { task, size, limit } => {
-                write!(f, "the result of {task} is {size} bytes where {limit} are allowed")
+            Self::TooLarge { task, what, size, limit } => {
+                let (what, setting) = match what {
+                    Coded::Arguments => ("the arguments of", "argument_limit"),
+                    Coded::ResultInWorker | Coded::Result => ("the result of", "result_limit"),
+                };
+                write!(f, "{what} {task}: {size} bytes where {setting} allows {limit}")
             }
             Self::Protocol { task, reason } => write!(f, "the worker of {task} broke the protocol: {reason}"),
             Self::ZygoteLost { task, started } => match started {

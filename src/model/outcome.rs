@@ -64,11 +64,10 @@ pub(crate) enum Failure {
     },
 }
 
-/// The last frame of a worker.
+/// The last frame of a worker. `B` is an encoded result, as the worker has it or as the parent has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Terminal {
-    /// The encoded result.
-    Returned(Vec<u8>),
+pub(crate) enum Terminal<B> {
+    Returned(B),
     Panicked(Box<PanicReport>),
     /// The task cancelled itself.
     Cancelled,
@@ -95,12 +94,12 @@ pub(crate) enum Ending {
 ///
 /// A valid complete frame wins over the exit status, a limit that already cut the task wins over both
 /// (`FAULTS` rule D4), and a task that `shutdown()` ended and that says nothing is cancelled, however it died.
-pub(crate) fn settle(
+pub(crate) fn settle<B>(
     cause: Option<Cause>,
     started: bool,
-    words: Option<Result<Terminal, String>>,
+    words: Option<Result<Terminal<B>, String>>,
     exit: Option<ExitStatus>,
-) -> Option<Result<Vec<u8>, Ending>> {
+) -> Option<Result<B, Ending>> {
     let ended_by_us = match cause {
         Some(Cause::TimedOut(phase)) => return Some(Err(Ending::TimedOut(phase))),
         Some(Cause::Dropped | Cause::Shutdown) => true,
@@ -122,6 +121,15 @@ pub(crate) fn settle(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn settle(
+        cause: Option<Cause>,
+        started: bool,
+        words: Option<Result<Terminal<Vec<u8>>, String>>,
+        exit: Option<ExitStatus>,
+    ) -> Option<Result<Vec<u8>, Ending>> {
+        super::settle(cause, started, words, exit)
+    }
     use crate::model::Signal;
 
     fn killed(signal: Signal) -> ExitStatus {

@@ -21,6 +21,7 @@ pub(crate) struct Config {
     pub(crate) startup_timeout: Duration,
     pub(crate) grace_period: Duration,
     pub(crate) result_limit: u64,
+    pub(crate) argument_limit: u64,
     /// How many warm workers stand at least; `None` if nobody said.
     pub(crate) warm: Option<usize>,
 }
@@ -31,6 +32,7 @@ impl Config {
         startup_timeout: Duration::from_secs(5),
         grace_period: Duration::from_secs(2),
         result_limit: 1 << 30,
+        argument_limit: 1 << 30,
         warm: None,
     };
 

@@ -3,16 +3,14 @@
 //!
 //! The same code runs on the caller's runtime (`run`) and on the driver's (`Process`).
 
-use std::{
-    io,
-    os::fd::{AsFd, BorrowedFd},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, os::fd::AsFd, sync::Arc, time::Duration};
+
+use bytes::Bytes;
 
 use super::{
     line::{Line, hand_over},
     metrics::{Outcome, Stage},
+    parcel::is_out_of_descriptors,
     race::{Either, race},
     roster,
     stream::Stream,
@@ -61,15 +59,20 @@ impl Drop for Conversation {
     }
 }
 
+/// The worker's last words, or how it broke the protocol.
+type Words = Result<Terminal<Bytes>, String>;
+
 /// Why reading stopped.
 enum Heard {
-    Words(Result<Terminal, String>),
+    Words(Words),
     /// The socket ended.
     End,
     /// Something is known of the worker that changes what to wait for.
     Status,
     /// The runtime that watches the socket is going away.
     ShutDown,
+    /// The job cannot be sent, now.
+    Unsendable(io::Error),
 }
 
 impl Conversation {
@@ -80,7 +83,7 @@ impl Conversation {
     }
 
     /// Holds the conversation to its end, and gives the one outcome of the task.
-    pub(super) async fn hold(mut self) -> Result<Vec<u8>, Error> {
+    pub(super) async fn hold(mut self) -> Result<Bytes, Error> {
         let outcome = self.converse().await;
         // A task that did not begin in a warm worker goes on in another.
         if !(self.line.warm && matches!(outcome, Err(Error::EndedEarly { .. }))) {
@@ -92,7 +95,7 @@ impl Conversation {
         outcome
     }
 
-    async fn converse(&mut self) -> Result<Vec<u8>, Error> {
+    async fn converse(&mut self) -> Result<Bytes, Error> {
         let mut words = None;
         let mut socket_ended = false;
         loop {
@@ -149,6 +152,10 @@ impl Conversation {
                 }
                 Heard::Status => {}
                 Heard::ShutDown => return Err(Error::ShutDown),
+                Heard::Unsendable(source) => {
+                    let (task, step) = (self.line.worker.task_id(), "send the descriptors of its job".to_owned());
+                    return Err(Error::Spawn { task, step, source: Arc::new(source) });
+                }
             }
         }
     }
@@ -159,7 +166,7 @@ impl Conversation {
     }
 
     /// The outcome, if what is known decides it.
-    fn outcome(&self, status: &Status, words: &mut Option<Result<Terminal, String>>) -> Option<Result<Vec<u8>, Error>> {
+    fn outcome(&self, status: &Status, words: &mut Option<Words>) -> Option<Result<Bytes, Error>> {
         let task = self.line.worker.task_id();
         // What a worker says of a quiet job may be the first that is heard of its beginning.
         let started = status.started || self.line.dated;
@@ -207,7 +214,9 @@ impl Conversation {
             }
             Ending::Failed(Failure::Decode(reason)) => Error::Decode { task, what: Coded::Arguments, reason },
             Ending::Failed(Failure::Encode(reason)) => Error::Decode { task, what: Coded::ResultInWorker, reason },
-            Ending::Failed(Failure::TooLarge { size, limit }) => Error::TooLarge { task, size, limit },
+            Ending::Failed(Failure::TooLarge { size, limit }) => {
+                Error::TooLarge { task, what: Coded::Result, size, limit }
+            }
             Ending::Protocol(reason) => Error::Protocol { task, reason },
             Ending::Exited { status, started: false } => Error::EndedEarly { task, status },
             Ending::Exited { status: ExitStatus::Exited(code), .. } => Error::Exited { task, code },
@@ -242,17 +251,18 @@ impl Conversation {
         let Some(stream) = self.stream.as_mut() else { return Heard::End };
         let mut buffer = vec![0; 4096];
         loop {
-            match stream.read(&mut buffer).await {
+            let read = match self.reader.is_filling() {
+                true => stream.fill(&mut self.reader).await.map(|n| (n, 0)),
+                false => stream.read(&mut buffer).await.map(|n| (n, n)),
+            };
+            match read {
                 Err(e) if tokio::runtime::is_rt_shutdown_err(&e) => return Heard::ShutDown,
                 // ECONNRESET comes before what the worker said is read (FAULTS P10): read on.
                 Err(e) if e.kind() == io::ErrorKind::ConnectionReset => self.unread = true,
-                Err(_) | Ok(0) => return Heard::End,
-                Ok(n) => {
+                Err(_) | Ok((0, _)) => return Heard::End,
+                Ok((_, n)) => {
                     if let Some(words) = take_in(&mut self.reader, &mut self.line, &buffer[..n]) {
                         return Heard::Words(words);
-                    }
-                    if self.reader.missing() > buffer.len() as u64 {
-                        buffer.resize(256 << 10, 0);
                     }
                 }
             }
@@ -263,18 +273,12 @@ impl Conversation {
     async fn send_rest(&mut self) -> Result<(), Heard> {
         let Self { line, stream, .. } = self;
         let Some(writing) = stream else { return Err(Heard::End) };
-        while line.sent < line.job.bytes.len() {
-            let rest = &line.job.bytes[line.sent..];
-            let fds: Vec<BorrowedFd<'_>> = match line.sent {
-                0 => line.job.fds.iter().map(|fd| fd.as_fd()).collect(),
-                _ => Vec::new(),
-            };
-            match writing.write(|socket| socket::send(socket, rest, &fds, false)).await {
-                Ok(n) => line.sent += n,
-                Err(e) if tokio::runtime::is_rt_shutdown_err(&e) => return Err(Heard::ShutDown),
-                // The worker is gone, or is leaving: what it said, or its exit, tells why.
-                Err(_) => break,
-            }
+        let Line { job, sent, .. } = line;
+        match writing.write(|socket| job.parcel.send(socket, sent)).await {
+            Err(e) if tokio::runtime::is_rt_shutdown_err(&e) => return Err(Heard::ShutDown),
+            Err(e) if is_out_of_descriptors(&e) => return Err(Heard::Unsendable(e)),
+            // The worker is gone, or is leaving: what it said, or its exit, tells why.
+            Ok(()) | Err(_) => {}
         }
         line.arm_if_sent();
         let socket = stream.take().and_then(|stream| stream.into_socket().ok()).ok_or(Heard::End)?;
@@ -289,7 +293,7 @@ impl Conversation {
     }
 
     /// Sees to it that a task which has not begun cannot begin any more, and gives what its worker said.
-    fn take_back(&mut self) -> Option<Result<Terminal, String>> {
+    fn take_back(&mut self) -> Option<Words> {
         let words = self.look();
         // Of one that has begun the words are still wanted.
         if words.is_none() && !self.line.worker.status.borrow().started {
@@ -307,7 +311,7 @@ impl Conversation {
     ///
     /// A worker commits to a quiet job after it has read all of it, and cannot once the job is revoked. So one that has not
     /// read it has not begun, and one that has read it counts as begun: it may be a step before that.
-    fn look(&mut self) -> Option<Result<Terminal, String>> {
+    fn look(&mut self) -> Option<Words> {
         // Before the words: a worker that leaves its job unread says so there before its job is gone.
         let read = self.line.is_read(self.stream.as_ref());
         let words = self.drain();
@@ -318,7 +322,7 @@ impl Conversation {
     }
 
     /// Reads what is in the socket without waiting.
-    fn drain(&mut self) -> Option<Result<Terminal, String>> {
+    fn drain(&mut self) -> Option<Words> {
         let stream = self.stream.as_ref()?;
         let mut buffer = vec![0; 64 << 10];
         loop {
@@ -336,7 +340,7 @@ impl Conversation {
 }
 
 /// Gives bytes to the reader, and the worker's last words if they are complete.
-fn take_in(reader: &mut Reader, line: &mut Line, mut bytes: &[u8]) -> Option<Result<Terminal, String>> {
+fn take_in(reader: &mut Reader, line: &mut Line, mut bytes: &[u8]) -> Option<Words> {
     loop {
         match reader.next(&mut bytes) {
             Ok(None) => return None,

@@ -5,15 +5,19 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
 use crate::{
     error::{Coded, Error, TaskId},
-    wire::payload::{self, CodecError},
+    wire::{
+        beside,
+        payload::{self, CodecError},
+    },
 };
 
 /// An outcome that stays, and that several may ask for.
-pub(super) type Kept = Arc<Result<Vec<u8>, Error>>;
+pub(super) type Kept = Arc<Result<Bytes, Error>>;
 
 /// The outcome, decoded anew.
 pub(super) async fn decode_kept<T>(outcome: Kept, task: impl FnOnce() -> TaskId) -> Result<T, Error>
@@ -22,7 +26,7 @@ where
 {
     match &*outcome {
         Err(error) => Err(error.clone()),
-        Ok(_) => decode(Value(outcome), task).await,
+        Ok(bytes) => decode(bytes.clone(), task).await,
     }
 }
 
@@ -32,41 +36,38 @@ pub(super) fn decode_kept_here<T: DeserializeOwned>(outcome: &Kept, task: impl F
     decode_here(bytes).map_err(|reason| Error::Decode { task: task(), what: Coded::Result, reason })
 }
 
-/// The bytes of one.
-struct Value(Kept);
-
-impl AsRef<[u8]> for Value {
-    fn as_ref(&self) -> &[u8] {
-        self.0.as_deref().unwrap_or_default()
-    }
-}
-
 /// Larger results are decoded off the runtime's threads.
 const IN_PLACE: usize = 64 << 10;
 
 /// Decodes a result. A panic of the value's `Deserialize` is an error like any other.
-pub(super) async fn decode<T>(
-    bytes: impl AsRef<[u8]> + Send + Sync + 'static,
-    task: impl FnOnce() -> TaskId,
-) -> Result<T, Error>
+pub(super) async fn decode<T>(bytes: Bytes, task: impl FnOnce() -> TaskId) -> Result<T, Error>
 where
     T: DeserializeOwned + Send + 'static,
 {
-    let small = bytes.as_ref().len() <= IN_PLACE;
+    let small = bytes.len() <= IN_PLACE;
     let decoded = if small || tokio::runtime::Handle::try_current().is_err() {
-        decode_here(bytes.as_ref())
+        decode_here(&bytes)
     } else {
-        let bytes = Arc::new(bytes);
         let theirs = bytes.clone();
-        let decoding = tokio::task::spawn_blocking(move || decode_here((*theirs).as_ref()));
+        let decoding = tokio::task::spawn_blocking(move || {
+            let decoded = decode_here(&theirs);
+            // Before the value is there: who gets it may find that it is the only owner of its bytes.
+            drop(theirs);
+            decoded
+        });
         // A runtime that is shutting down takes no more work.
-        decoding.await.unwrap_or_else(|_| decode_here((*bytes).as_ref()))
+        match decoding.await {
+            Ok(decoded) => decoded,
+            Err(_) => decode_here(&bytes),
+        }
     };
+    drop(bytes);
     decoded.map_err(|reason| Error::Decode { task: task(), what: Coded::Result, reason })
 }
 
-fn decode_here<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(|| payload::decode(bytes))) {
+fn decode_here<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, String> {
+    let decode = || beside::decoding(bytes.clone(), None, || payload::decode(bytes));
+    match catch_unwind(AssertUnwindSafe(decode)) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(CodecError::Invalid(reason))) => Err(reason),
         Ok(Err(CodecError::TooLarge { size, limit })) => Err(format!("{size} bytes where {limit} are allowed")),

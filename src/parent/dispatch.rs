@@ -52,12 +52,12 @@ impl Prepared {
     /// say that it begins, and the caller is woken once.
     pub(super) fn job_may_be_quiet(&mut self) {
         // A timeout counts from the start of execution.
-        if self.job.limits.running.is_some() || !socket::knows_what_is_read() {
+        if self.job.limits.running.is_some() || self.job.gives_away || !socket::knows_what_is_read() {
             return;
         }
         if let Some(job) = Arc::get_mut(&mut self.job) {
             job.quiet = true;
-            job::set_quiet(&mut job.bytes);
+            job::set_quiet(job.parcel.head_mut());
         }
     }
 

@@ -10,6 +10,7 @@ use super::{
     conversation::Conversation,
     driver::Driver,
     metrics::{Outcome, Stage},
+    parcel::Parcel,
     roster::{self, Listener},
     stream::{Stream, Unwatched},
     worker::Worker,
@@ -22,10 +23,11 @@ use crate::{
 };
 
 /// A job as it goes over the socket.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Job {
-    pub(super) bytes: Vec<u8>,
-    pub(super) fds: Vec<Arc<OwnedFd>>,
+    pub(super) parcel: Parcel,
+    /// Somebody waits for the last copy of a descriptor to be closed, so the parent must hear when the worker has them.
+    pub(super) gives_away: bool,
     /// Its worker will not say that it executes. It counts as begun when it has read all of the job.
     pub(super) quiet: bool,
     pub(super) result_limit: u64,
@@ -91,6 +93,7 @@ impl Line {
 
     /// The task executes.
     pub(super) fn begins(&self) {
+        self.job.parcel.let_go();
         if !self.worker.status.borrow().started {
             self.driver.tell(self.worker.id, Event::Executing);
             self.worker.status.send_modify(|status| status.started = true);
@@ -99,9 +102,11 @@ impl Line {
 
     /// Whether the job is a quiet one, and the worker has read all of it or is gone.
     pub(super) fn is_read(&self, stream: Option<&Stream>) -> bool {
-        self.job.quiet
-            && self.sent == self.job.bytes.len()
-            && stream.is_some_and(|stream| socket::all_is_read(stream.as_fd().as_raw_fd()))
+        self.job.quiet && self.is_sent() && stream.is_some_and(|stream| socket::all_is_read(stream.as_fd().as_raw_fd()))
+    }
+
+    pub(super) fn is_sent(&self) -> bool {
+        self.sent == self.job.parcel.len()
     }
 
     pub(super) fn is_warm(&self) -> bool {
@@ -118,10 +123,9 @@ impl Line {
 
     /// Sends what fits at once: the whole of most jobs.
     fn send_first(&mut self, socket: BorrowedFd<'_>) {
-        let fds: Vec<BorrowedFd<'_>> = self.job.fds.iter().map(|fd| fd.as_fd()).collect();
         self.tried = true;
         // An error shows again when the conversation goes on.
-        self.sent = socket::send(socket, &self.job.bytes, &fds, false).unwrap_or(0);
+        let _ = self.job.parcel.send(socket, &mut self.sent);
         self.arm_if_sent();
         self.zygote.counters.took(Stage::Dispatched, self.since.elapsed());
         self.since = Instant::now();
@@ -129,7 +133,7 @@ impl Line {
 
     /// Arms the worker's end once nothing more will be sent.
     pub(super) fn arm_if_sent(&mut self) {
-        if self.sent == self.job.bytes.len() {
+        if self.is_sent() {
             if let Some(theirs) = self.theirs.take() {
                 arm::arm_for_worker(&*theirs);
             }
@@ -151,10 +155,10 @@ impl Line {
     /// that has begun, without the grace period that is promised to it.
     pub(super) fn register(mut self) -> Result<Conversation, Error> {
         let Some(socket) = self.socket.take() else { return Err(Error::ShutDown) };
-        let mut stream = self.watch(socket, self.tried && self.sent < self.job.bytes.len())?;
+        let mut stream = self.watch(socket, self.tried && !self.is_sent())?;
         if !self.tried {
             self.send_first(stream.as_fd());
-            if self.sent < self.job.bytes.len() {
+            if !self.is_sent() {
                 let socket = stream.into_socket().map_err(|_| Error::ShutDown)?;
                 stream = self.watch(socket, true)?;
             }
@@ -208,7 +212,7 @@ pub(super) fn hand_over(line: &mut Line, socket: Option<OwnedFd>) {
     // A worker that has not begun cannot begin any more, and one that sends a result is not kept waiting.
     roster::revoke(&socket);
     // It may be executing if it has its whole job: closing our end would kill it before its grace period is over.
-    let kept = line.sent == line.job.bytes.len();
+    let kept = line.is_sent();
     line.driver.roster().leave(line.worker.id, kept.then_some(socket));
     line.driver.tell(line.worker.id, Event::End(Cause::Dropped));
 }

@@ -15,6 +15,7 @@ mod launch;
 mod line;
 mod link;
 mod metrics;
+mod parcel;
 mod pool;
 mod process;
 mod race;

@@ -18,6 +18,8 @@ use tokio::{
     net::unix::pipe,
 };
 
+use crate::{sys::socket, wire::frame::Reader};
+
 /// A socket that is watched.
 pub(super) enum Stream {
     Writing(pipe::Sender),
@@ -57,12 +59,27 @@ impl Stream {
         }
     }
 
-    /// Writes by `send` as soon as there is room.
-    pub(super) async fn write(&self, mut send: impl FnMut(BorrowedFd<'_>) -> io::Result<usize>) -> io::Result<usize> {
+    /// Writes by `send`, as often as there is room, until it is done.
+    pub(super) async fn write(&self, mut send: impl FnMut(BorrowedFd<'_>) -> io::Result<()>) -> io::Result<()> {
         let Self::Writing(pipe) = self else { return Err(io::ErrorKind::InvalidInput.into()) };
         loop {
             pipe.writable().await?;
             match pipe.try_io(|| send(pipe.as_fd())) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// Reads some bytes of a large body to their place.
+    pub(super) async fn fill(&mut self, reader: &mut Reader) -> io::Result<usize> {
+        let Self::Reading(pipe) = self else { return Err(io::ErrorKind::InvalidInput.into()) };
+        loop {
+            pipe.readable().await?;
+            let receive = |body: &mut Vec<u8>, most: usize| {
+                socket::receive_into(pipe.as_fd(), body, most, &mut Vec::new(), false).map(|received| received.bytes)
+            };
+            match pipe.try_io(|| reader.fill(receive)) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 result => return result,
             }

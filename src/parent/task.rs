@@ -19,6 +19,7 @@ use super::{
     dispatch::Prepared,
     init::default_zygote,
     line::Job,
+    parcel::Parcel,
     process::{self, Process},
     stdio::{self, Pipes, Stdio},
     zygote::Zygote,
@@ -28,9 +29,11 @@ use crate::{
     model::Limits,
     task::{AsyncTask, BlockingTask, Entry, Runtime, RuntimeEntry},
     wire::{
+        beside,
         control::Prepare,
         job::{self, HEADER_SIZE, Header, Host, Options},
         payload,
+        rope::Rope,
     },
 };
 
@@ -65,6 +68,7 @@ pub struct Task {
     startup_timeout: Option<Duration>,
     grace_period: Option<Duration>,
     result_limit: Option<u64>,
+    argument_limit: Option<u64>,
 }
 
 impl Default for Task {
@@ -91,6 +95,7 @@ impl Task {
             startup_timeout: None,
             grace_period: None,
             result_limit: None,
+            argument_limit: None,
         }
     }
 
@@ -155,6 +160,20 @@ impl Task {
     /// ```
     pub fn result_limit(mut self, bytes: u64) -> Self {
         self.result_limit = Some(bytes);
+        self
+    }
+
+    /// The largest encoded arguments, in bytes; more is [`Error::TooLarge`], before anything is started. What travels by
+    /// descriptor (`Shared`, `Fd`) does not count. Default: the zygote's.
+    ///
+    /// ```
+    /// # use tokio_run_in_process::*; block_on(async {
+    /// let error = Task::new().argument_limit(100).run(async |text: String| text.len(), "x".repeat(1000)).await.unwrap_err();
+    /// assert!(matches!(error, Error::TooLarge { size: 1003, limit: 100, .. }));
+    /// # }).unwrap();
+    /// ```
+    pub fn argument_limit(mut self, bytes: u64) -> Self {
+        self.argument_limit = Some(bytes);
         self
     }
 
@@ -290,24 +309,28 @@ impl Task {
             source: Arc::new(e),
         })?;
         fds.extend(line);
-        let mut bytes = vec![0; HEADER_SIZE];
+        let mut rope = Rope::from(vec![0; HEADER_SIZE]);
         let custom = replaced != [false; 3] || self.options != Options::default();
         if custom {
-            job::encode_options(&Options { stdio: replaced, ..self.options.clone() }, &mut bytes);
+            job::encode_options(&Options { stdio: replaced, ..self.options.clone() }, &mut rope);
         }
-        let options = bytes.len() - HEADER_SIZE;
-        payload::encode_into(arguments, &mut bytes, u64::MAX).map_err(|e| Error::encode(task(), e))?;
+        let options = rope.len() - HEADER_SIZE;
+        let argument_limit = self.argument_limit.unwrap_or(inner.config.argument_limit);
+        let (encoded, passed) = beside::encoding(true, || payload::encode_into(arguments, &mut rope, argument_limit));
+        encoded.map_err(|e| Error::encode(task(), e))?;
+        let gives_away = passed.iter().any(|passed| passed.owned);
+        fds.extend(passed.into_iter().map(|passed| passed.fd));
         let result_limit = self.result_limit.unwrap_or(inner.config.result_limit);
         let header = Header {
-            fds: u16::try_from(fds.len()).expect("four at most"),
+            fds: u16::try_from(fds.len()).expect("there are limits"),
             quiet: false,
             entry: entry.address(),
             options: options as u64,
-            arguments: (bytes.len() - HEADER_SIZE - options) as u64,
+            arguments: (rope.len() - HEADER_SIZE - options) as u64,
             host,
             result_limit,
         };
-        bytes[..HEADER_SIZE].copy_from_slice(&header.encode());
+        rope.head_mut()[..HEADER_SIZE].copy_from_slice(&header.encode());
         let limits = Limits {
             startup: self.startup_timeout.unwrap_or(inner.config.startup_timeout),
             running: self.timeout,
@@ -315,7 +338,7 @@ impl Task {
         };
         let prepared = Prepared {
             name,
-            job: Arc::new(Job { bytes, fds, quiet: false, result_limit, limits }),
+            job: Arc::new(Job { parcel: Parcel::new(rope, fds), gives_away, quiet: false, result_limit, limits }),
             prepare: if matches!(host, Host::Tokio | Host::Pool) { Prepare::Tokio } else { Prepare::Nothing },
             queue_timeout: self.queue_timeout,
             // An error of a task that is cut names its pid.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::{
@@ -36,7 +37,7 @@ pub(super) struct Status {
     pub(super) cut: bool,
     pub(super) exit: Option<Exit>,
     /// The result's bytes, or why there are none. Set for `Process` handles.
-    pub(super) outcome: Option<Arc<Result<Vec<u8>, Error>>>,
+    pub(super) outcome: Option<Arc<Result<Bytes, Error>>>,
 }
 
 impl Status {

@@ -173,7 +173,14 @@ impl Drop for Inner {
 impl Zygote {
     /// Starts to describe a zygote.
     pub fn builder() -> ZygoteBuilder {
-        ZygoteBuilder { max_processes: None, warm: None, startup_timeout: None, grace_period: None, result_limit: None }
+        ZygoteBuilder {
+            max_processes: None,
+            warm: None,
+            startup_timeout: None,
+            grace_period: None,
+            result_limit: None,
+            argument_limit: None,
+        }
     }
 
     /// The pid of the zygote's process.
@@ -271,6 +278,7 @@ pub struct ZygoteBuilder {
     startup_timeout: Option<Duration>,
     grace_period: Option<Duration>,
     result_limit: Option<u64>,
+    argument_limit: Option<u64>,
 }
 
 impl ZygoteBuilder {
@@ -313,6 +321,12 @@ impl ZygoteBuilder {
         self
     }
 
+    /// The largest encoded arguments, in bytes. Default 1 GiB.
+    pub fn argument_limit(mut self, bytes: u64) -> Self {
+        self.argument_limit = Some(bytes);
+        self
+    }
+
     /// Forks the zygote.
     ///
     /// The first one of a program must be started when there is one thread and no runtime, so first thing in `main`:
@@ -330,6 +344,7 @@ impl ZygoteBuilder {
         config.startup_timeout = self.startup_timeout.unwrap_or(config.startup_timeout);
         config.grace_period = self.grace_period.unwrap_or(config.grace_period);
         config.result_limit = self.result_limit.unwrap_or(config.result_limit);
+        config.argument_limit = self.argument_limit.unwrap_or(config.argument_limit);
         let config = config.check()?;
         if let Some(warm) = config.warm.filter(|&warm| warm > 0) {
             let needed = (warm as u64).saturating_mul(2).saturating_add(FEW);

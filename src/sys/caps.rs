@@ -26,6 +26,8 @@ pub(crate) enum Capability {
     Unread = 1 << 5,
     /// Guard pages in mappings of files, by which a mapping is copied at a fork: Linux 6.15. Found out by trying.
     TextAtFork = 1 << 6,
+    /// Memory that can be sealed, `memfd_create(2)`: Linux 3.17.
+    Seals = 1 << 7,
 }
 
 /// A mask that lets everything through.

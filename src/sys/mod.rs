@@ -1,6 +1,6 @@
 //! The kernel, one family of calls per file. Everything `unsafe` of the library is here and in `task.rs`.
 //!
-//! `linux.rs` and `macos.rs` export the same functions; what one of them lacks is a typed "not here". What differs
+//! `linux/` and `macos/` export the same functions; what one of them lacks is a typed "not here". What differs
 //! between kernels is a [capability](caps), probed once, which a test can switch off.
 
 #![allow(unsafe_code, reason = "the fenced room: each block is one operation with its reason")]
@@ -9,6 +9,7 @@ pub(crate) mod arm;
 pub(crate) mod caps;
 pub(crate) mod env;
 pub(crate) mod fd;
+pub(crate) mod memory;
 pub(crate) mod process;
 pub(crate) mod reserved;
 pub(crate) mod role;
@@ -19,10 +20,10 @@ pub(crate) mod trace;
 pub(crate) mod wake;
 
 #[cfg(target_os = "linux")]
-#[path = "linux.rs"]
+#[path = "linux/mod.rs"]
 mod os;
 #[cfg(target_os = "macos")]
-#[path = "macos.rs"]
+#[path = "macos/mod.rs"]
 mod os;
 #[cfg(not(any(target_os = "linux", target_os = "macos")))]
 compile_error!("tokio-run-in-process runs on Linux and macOS");

@@ -1,13 +1,15 @@
 //! Socket pairs, and messages that carry descriptors.
 
 use std::{
-    io, mem,
+    io::{self, IoSlice},
+    mem::{self, MaybeUninit},
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    ptr,
 };
 
 use super::{
     caps::{Capability, has},
-    check, check_size, fd, os,
+    check, check_size, fd, memory, os,
 };
 
 /// Most descriptors that one message can carry (`SCM_MAX_FD`).
@@ -36,12 +38,22 @@ union Control {
 
 /// Sends bytes, and descriptors with the first of them. May send fewer bytes; never raises SIGPIPE.
 pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>], wait: bool) -> io::Result<usize> {
+    send_slices(socket, &[IoSlice::new(bytes)], fds, wait)
+}
+
+/// The same for bytes that lie in several places.
+pub(crate) fn send_slices(
+    socket: BorrowedFd<'_>,
+    slices: &[IoSlice<'_>],
+    fds: &[BorrowedFd<'_>],
+    wait: bool,
+) -> io::Result<usize> {
     assert!(fds.len() <= MAX_FDS, "one message carries at most {MAX_FDS} descriptors");
-    let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     // SAFETY: an all-zero msghdr is valid; the fields that matter are set below.
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
-    message.msg_iov = &raw mut iov;
-    message.msg_iovlen = 1;
+    // An `IoSlice` is an `iovec`, as its documentation says; the call does not write to it.
+    message.msg_iov = slices.as_ptr().cast_mut().cast();
+    message.msg_iovlen = slices.len() as _;
     let mut control = Control { bytes: [0; 1100] };
     if !fds.is_empty() {
         let size = u32::try_from(mem::size_of_val(fds)).unwrap_or(u32::MAX);
@@ -106,8 +118,20 @@ pub(crate) fn receive_at_the_limit(
     fds: &mut Vec<OwnedFd>,
     wait: bool,
 ) -> io::Result<Received> {
-    let mut iov = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
-    let mut control = mem::MaybeUninit::<Control>::uninit();
+    // SAFETY: bytes may be written as bytes that may not be there yet; the call only writes, and what it has written is
+    // there.
+    let room = unsafe { &mut *(ptr::from_mut(bytes) as *mut [MaybeUninit<u8>]) };
+    receive_raw(socket, room, fds, wait)
+}
+
+fn receive_raw(
+    socket: BorrowedFd<'_>,
+    room: &mut [MaybeUninit<u8>],
+    fds: &mut Vec<OwnedFd>,
+    wait: bool,
+) -> io::Result<Received> {
+    let mut iov = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
+    let mut control = MaybeUninit::<Control>::uninit();
     // SAFETY: an all-zero msghdr is valid; the fields that matter are set below.
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
     message.msg_iov = &raw mut iov;
@@ -150,17 +174,6 @@ pub(crate) fn receive_at_the_limit(
     Ok(Received { bytes: n, dropped: message.msg_flags & libc::MSG_CTRUNC != 0 })
 }
 
-/// Receives until `bytes` is full. `UnexpectedEof` if the stream ends before.
-pub(crate) fn receive_exact(socket: BorrowedFd<'_>, mut bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match receive(socket, bytes, fds, true)? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            n => bytes = &mut bytes[n..],
-        }
-    }
-    Ok(())
-}
-
 /// Sends all bytes, waiting as long as it takes.
 pub(crate) fn send_all(socket: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
@@ -170,28 +183,21 @@ pub(crate) fn send_all(socket: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<(
     Ok(())
 }
 
-/// Sends the two parts of a frame with one call, as far as they go, then the rest.
-pub(crate) fn send_frame(socket: BorrowedFd<'_>, header: &[u8], body: &[u8]) -> io::Result<()> {
-    let mut parts = [
-        libc::iovec { iov_base: header.as_ptr().cast_mut().cast(), iov_len: header.len() },
-        libc::iovec { iov_base: body.as_ptr().cast_mut().cast(), iov_len: body.len() },
-    ];
-    // SAFETY: an all-zero msghdr is valid; the fields that matter are set below.
-    let mut message: libc::msghdr = unsafe { mem::zeroed() };
-    message.msg_iov = parts.as_mut_ptr();
-    message.msg_iovlen = 2;
-    let sent = loop {
-        // SAFETY: the message points to live buffers of the lengths it says.
-        match check_size(unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, os::MSG_NOSIGNAL) }) {
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            result => break result?,
-        }
-    };
-    if let Some(rest) = header.get(sent..).filter(|rest| !rest.is_empty()) {
-        send_all(socket, rest)?;
-        return send_all(socket, body);
-    }
-    send_all(socket, &body[sent - header.len()..])
+/// Receives at most `most` bytes and appends them.
+pub(crate) fn receive_into(
+    socket: BorrowedFd<'_>,
+    bytes: &mut Vec<u8>,
+    most: usize,
+    fds: &mut Vec<OwnedFd>,
+    wait: bool,
+) -> io::Result<Received> {
+    memory::reserve(bytes, most)?;
+    let room = &mut bytes.spare_capacity_mut()[..most];
+    let received = receive_raw(socket, room, fds, wait)?;
+    let len = bytes.len() + received.bytes;
+    // SAFETY: the kernel filled so many bytes of the room.
+    unsafe { bytes.set_len(len) };
+    Ok(received)
 }
 
 /// Whether there are bytes to read, which stay there.

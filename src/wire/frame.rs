@@ -11,15 +11,20 @@
 //! These bytes are input. The length is checked against the limit of its kind before anything is allocated, and memory
 //! grows only as bytes arrive. What follows the terminal frame is not looked at: the first complete one decides.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
-use super::{Fields, payload};
+use bytes::Bytes;
+
+use super::{Fields, payload, rope::Rope};
 use crate::model::{Failure, PanicReport, Terminal};
 
 /// Size of a frame's header.
 pub(crate) const HEADER_SIZE: usize = 16;
 /// Largest body of a frame that is not a result: a bounded panic report fits in with room to spare.
 const MAX_NOTE: u64 = 1 << 20;
+
+/// Rather than over a buffer, so much goes to its place at once.
+const LARGE: u64 = 16 << 10;
 
 const KIND_BITS: u32 = 8;
 /// Two years.
@@ -52,21 +57,21 @@ pub(crate) enum Tag {
 }
 
 /// The header and body of a terminal frame. The body of a result is the bytes themselves, uncopied.
-pub(crate) fn encode(terminal: Terminal, age: Duration) -> ([u8; HEADER_SIZE], Vec<u8>) {
-    let note = |tag: Tag, note: &dyn Fn(&mut Vec<u8>)| {
-        let mut body = Vec::new();
+pub(crate) fn encode(terminal: Terminal<Rope>, age: Duration) -> ([u8; HEADER_SIZE], Rope) {
+    let note = |tag: Tag, note: &dyn Fn(&mut Rope)| {
+        let mut body = Rope::default();
         note(&mut body);
         (header(tag, body.len(), age), body)
     };
     match terminal {
         Terminal::Returned(body) => (header(Tag::Returned, body.len(), age), body),
-        Terminal::Cancelled => (header(Tag::Cancelled, 0, age), Vec::new()),
+        Terminal::Cancelled => (header(Tag::Cancelled, 0, age), Rope::default()),
         Terminal::Panicked(report) => note(Tag::Panicked, &|body| encode_note(&*report, body)),
         Terminal::Failed(failure) => note(Tag::Failed, &|body| encode_note(&failure, body)),
     }
 }
 
-fn encode_note(note: &impl serde::Serialize, body: &mut Vec<u8>) {
+fn encode_note(note: &impl serde::Serialize, body: &mut Rope) {
     // Both notes are plain data of ours and bounded where they are made; a failure here has no one to tell.
     let _ = payload::encode_into(note, body, MAX_NOTE);
 }
@@ -76,7 +81,7 @@ fn encode_note(note: &impl serde::Serialize, body: &mut Vec<u8>) {
 pub(crate) enum Frame {
     Executing,
     /// The last one, and the task's age.
-    Terminal(Terminal, Duration),
+    Terminal(Terminal<Bytes>, Duration),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,7 +162,7 @@ impl Reader {
                 self.expects = Expects::Terminal;
                 return Ok(Some(Frame::Executing));
             }
-            Tag::Returned => Terminal::Returned(body),
+            Tag::Returned => Terminal::Returned(body.into()),
             Tag::Cancelled => Terminal::Cancelled,
             Tag::Panicked => {
                 let report: PanicReport = note(&body)?;
@@ -169,9 +174,23 @@ impl Reader {
         Ok(Some(Frame::Terminal(frame, self.age)))
     }
 
-    /// How many bytes of a large body are still to come: a hint for the size of the next read.
-    pub(crate) fn missing(&self) -> u64 {
-        self.missing
+    /// Whether so much of a body is still to come that it should be read by [`fill`](Self::fill).
+    pub(crate) fn is_filling(&self) -> bool {
+        self.missing >= LARGE
+    }
+
+    /// Lets `read` append to the body: so many bytes at most. Then [`next`](Self::next) goes on, with no bytes if `read` had
+    /// none to spare.
+    ///
+    /// Memory is asked for as bytes arrive. From a megabyte on all of it is, so that it need not move; what was not written
+    /// yet is no memory to the kernel.
+    pub(crate) fn fill(&mut self, read: impl FnOnce(&mut Vec<u8>, usize) -> io::Result<usize>) -> io::Result<usize> {
+        let missing = usize::try_from(self.missing).unwrap_or(usize::MAX);
+        let here = self.body.len();
+        let most = if here >= 1 << 20 { missing } else { missing.min(here.max(256 << 10)) };
+        let n = read(&mut self.body, most)?;
+        self.missing -= n as u64;
+        Ok(n)
     }
 
     fn check_header(&self) -> Result<(Tag, Duration, u64), String> {
@@ -207,9 +226,9 @@ mod tests {
 
     const AGE: Duration = Duration::from_nanos(MAX_AGE - 1);
 
-    fn stream(terminal: Terminal) -> Vec<u8> {
+    fn stream(terminal: Terminal<Rope>) -> Vec<u8> {
         let (head, body) = encode(terminal, AGE);
-        [&header(Tag::Executing, 0, Duration::ZERO)[..], &head, &body].concat()
+        [&header(Tag::Executing, 0, Duration::ZERO)[..], &head, &body.into_bytes()].concat()
     }
 
     fn read(bytes: &[u8], piece: usize, limit: u64) -> Result<Vec<Frame>, String> {
@@ -227,18 +246,24 @@ mod tests {
     fn frames_survive_in_pieces_of_any_size() {
         let report = PanicReport::new("no".into(), Some("a.rs:1:2".into()), None, vec![1, 2]);
         for terminal in [
-            Terminal::Returned(vec![]),
-            Terminal::Returned(vec![5; 1000]),
+            Terminal::Returned(Rope::default()),
+            Terminal::Returned(vec![5; 1000].into()),
             Terminal::Cancelled,
             Terminal::Panicked(Box::new(report)),
             Terminal::Failed(Failure::Decode("bad".into())),
         ] {
             let mut bytes = stream(terminal.clone());
             bytes.extend_from_slice(b"junk after the last frame is not looked at");
+            let read_as = match terminal {
+                Terminal::Returned(rope) => Terminal::Returned(rope.into_bytes()),
+                Terminal::Panicked(report) => Terminal::Panicked(report),
+                Terminal::Cancelled => Terminal::Cancelled,
+                Terminal::Failed(failure) => Terminal::Failed(failure),
+            };
             for piece in [1, 7, 16, 17, 4096] {
                 assert_eq!(
                     read(&bytes, piece, 1000),
-                    Ok(vec![Frame::Executing, Frame::Terminal(terminal.clone(), AGE)])
+                    Ok(vec![Frame::Executing, Frame::Terminal(read_as.clone(), AGE)])
                 );
             }
         }
@@ -261,6 +286,26 @@ mod tests {
     }
 
     #[test]
+    fn a_large_body_is_read_to_its_place_in_steps() {
+        let size = 3 << 20;
+        let mut reader = Reader::of_terminal(size as u64);
+        let head = header(Tag::Returned, size, AGE);
+        assert_eq!(reader.next(&mut &[&head[..], &[1; 100]].concat()[..]), Ok(None));
+        let mut steps = Vec::new();
+        while reader.is_filling() {
+            let fill = |body: &mut Vec<u8>, most: usize| {
+                body.resize(body.len() + most, 1);
+                Ok(most)
+            };
+            steps.push(reader.fill(fill).unwrap());
+        }
+        assert_eq!(steps[..3], [256 << 10, (256 << 10) + 100, (512 << 10) + 200]);
+        assert_eq!(steps.len(), 4, "the rest at once");
+        let whole = Terminal::Returned(vec![1; size].into());
+        assert_eq!(reader.next(&mut &[][..]), Ok(Some(Frame::Terminal(whole, AGE))));
+    }
+
+    #[test]
     fn s20_a_wrong_order_is_an_error() {
         assert!(read(&header(Tag::Returned, 0, AGE), 64, 100).unwrap_err().contains("Returned where Executing"));
         assert!(read(&header(Tag::Cancelled, 0, AGE), 64, 100).is_err());
@@ -268,7 +313,7 @@ mod tests {
         assert!(read(&twice, 64, 100).unwrap_err().contains("Executing where Terminal"));
         assert!(read(&[0xff; 16], 64, 100).unwrap_err().contains("unknown kind"));
         let failed = encode(Terminal::Failed(Failure::Setup { what: "x".into(), errno: 2 }), AGE);
-        assert_eq!(read(&[&failed.0[..], &failed.1].concat(), 3, 100).map(|frames| frames.len()), Ok(1));
+        assert_eq!(read(&[&failed.0[..], &failed.1.into_bytes()].concat(), 3, 100).map(|frames| frames.len()), Ok(1));
     }
 
     #[test]

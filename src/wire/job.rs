@@ -5,14 +5,15 @@
 //! | tag | fds | quiet | entry | options | arguments | host | result limit |  then options, then arguments
 //! ```
 //!
-//! Descriptors (for stdio) come with its first byte. This direction is trusted: the zygote and the worker are the
+//! Descriptors (for stdio, then those in the arguments) come with its first bytes: as many as one message carries with the
+//! first byte, more with the second, and so on ([`batches`]). This direction is trusted: the zygote and the worker are the
 //! parent's own image. That is why `entry` and `runtime` may be addresses, and why they travel here only.
 
 use std::{collections::BTreeMap, ffi::OsString};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Fields, payload};
+use super::{Fields, payload, rope::Rope};
 
 /// Size of the header.
 pub(crate) const HEADER_SIZE: usize = 48;
@@ -110,13 +111,18 @@ impl Header {
     }
 }
 
+/// How many messages carry `fds` descriptors of which one carries `most`. All but the last have one byte.
+pub(crate) fn batches(fds: usize, most: usize) -> usize {
+    fds.div_ceil(most).max(1)
+}
+
 /// Makes an encoded job a quiet one.
 pub(crate) fn set_quiet(job: &mut [u8]) {
     job[QUIET_AT] = 1;
 }
 
 /// Encodes options; nothing if there are none, which is the usual case.
-pub(crate) fn encode_options(options: &Options, out: &mut Vec<u8>) {
+pub(crate) fn encode_options(options: &Options, out: &mut Rope) {
     if *options != Options::default() {
         payload::encode_into(options, out, u64::MAX).expect("options always encode");
     }
@@ -138,12 +144,12 @@ mod tests {
             assert_eq!(Header::decode(&header.encode()), Some(header));
         }
         assert_eq!(Header::decode(&[0; HEADER_SIZE]), None);
-        let mut out = Vec::new();
+        let mut out = Rope::default();
         encode_options(&Options::default(), &mut out);
-        assert!(out.is_empty());
+        assert_eq!(out.len(), 0);
         let options =
             Options { name: Some("n".into()), env_clear: true, current_dir: Some("/".into()), ..Options::default() };
         encode_options(&options, &mut out);
-        assert_eq!(decode_options(&out), Some(options));
+        assert_eq!(decode_options(&out.into_bytes()), Some(options));
     }
 }

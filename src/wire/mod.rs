@@ -1,10 +1,12 @@
 //! What crosses between the processes, as bytes. All integers are little-endian; every field has a fixed place, every
 //! tag a named constant. Bytes of a worker are input: bounded before allocation, checked for order.
 
+pub(crate) mod beside;
 pub(crate) mod control;
 pub(crate) mod frame;
 pub(crate) mod job;
 pub(crate) mod payload;
+pub(crate) mod rope;
 
 /// Reads fixed-size integers from the front of a slice.
 struct Fields<'a>(&'a [u8]);

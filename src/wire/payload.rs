@@ -5,6 +5,8 @@
 
 use serde::{Serialize, de::DeserializeOwned};
 
+use super::{beside, rope::Rope};
+
 /// A value did not encode, or bytes did not decode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum CodecError {
@@ -14,19 +16,19 @@ pub(crate) enum CodecError {
     TooLarge { size: u64, limit: u64 },
 }
 
-/// Appends the encoded value to `out`. At most `limit` bytes are kept; the rest is only counted.
-pub(crate) fn encode_into<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>, limit: u64) -> Result<(), CodecError> {
-    let start = out.len();
+/// Pieces below this are copied: that costs less than to keep track of them.
+const PIECE: usize = 16 << 10;
+
+/// Appends the encoded value to `out`. At most `limit` bytes are kept; the rest is only counted, and `out` is of no use.
+pub(crate) fn encode_into<T: Serialize + ?Sized>(value: &T, out: &mut Rope, limit: u64) -> Result<(), CodecError> {
     let mut writer = Bounded { out, size: 0, limit };
     let encoded = bincode::serde::encode_into_writer(value, &mut writer, bincode::config::standard());
     let size = writer.size;
-    let result = match encoded {
+    match encoded {
         Err(e) => Err(CodecError::Invalid(message(&e))),
         Ok(()) if size > limit => Err(CodecError::TooLarge { size, limit }),
-        Ok(()) => return Ok(()),
-    };
-    out.truncate(start);
-    result
+        Ok(()) => Ok(()),
+    }
 }
 
 /// Decodes one value from all of `bytes`.
@@ -72,7 +74,7 @@ fn message(error: &impl std::fmt::Display) -> String {
 }
 
 struct Bounded<'a> {
-    out: &'a mut Vec<u8>,
+    out: &'a mut Rope,
     size: u64,
     limit: u64,
 }
@@ -81,7 +83,10 @@ impl bincode::enc::write::Writer for &mut Bounded<'_> {
     fn write(&mut self, bytes: &[u8]) -> Result<(), bincode::error::EncodeError> {
         self.size = self.size.saturating_add(bytes.len() as u64);
         if self.size <= self.limit {
-            self.out.extend_from_slice(bytes);
+            match Some(bytes).filter(|bytes| bytes.len() >= PIECE).and_then(beside::take_piece) {
+                Some(piece) => self.out.push(piece),
+                None => self.out.extend(bytes),
+            }
         }
         Ok(())
     }
@@ -93,21 +98,19 @@ mod tests {
 
     #[test]
     fn values_survive() {
-        let mut out = vec![7];
+        let mut out = Rope::from(vec![7]);
         let value = (1_u64, "text".to_owned(), Some(vec![1.5_f64]));
         encode_into(&value, &mut out, 1000).unwrap();
-        assert_eq!(decode::<(u64, String, Option<Vec<f64>>)>(&out[1..]).unwrap(), value);
+        assert_eq!(decode::<(u64, String, Option<Vec<f64>>)>(&out.into_bytes()[1..]).unwrap(), value);
     }
 
     #[test]
     fn the_limit_is_exact_and_names_the_size() {
         let text = "x".repeat(100);
-        let mut out = Vec::new();
-        assert_eq!(encode_into(&text, &mut out, 101), Ok(()));
-        out.clear();
-        assert_eq!(encode_into(&text, &mut out, 100), Err(CodecError::TooLarge { size: 101, limit: 100 }));
-        assert!(out.is_empty());
-        assert_eq!(encode_into(&(), &mut out, 0), Ok(()));
+        let encode = |limit| encode_into(&text, &mut Rope::default(), limit);
+        assert_eq!(encode(101), Ok(()));
+        assert_eq!(encode(100), Err(CodecError::TooLarge { size: 101, limit: 100 }));
+        assert_eq!(encode_into(&(), &mut Rope::default(), 0), Ok(()));
     }
 
     #[test]
@@ -129,7 +132,7 @@ mod tests {
                 Err(serde::ser::Error::custom("it does not want to"))
             }
         }
-        let error = encode_into(&Never, &mut Vec::new(), 10);
+        let error = encode_into(&Never, &mut Rope::default(), 10);
         assert_eq!(error, Err(CodecError::Invalid("it does not want to".into())));
     }
 }

@@ -1,7 +1,8 @@
 //! The end of a worker: what it printed goes out, then its last frame, then the process.
 
 use std::{
-    io::Write,
+    io::{self, IoSlice, Write},
+    os::fd::BorrowedFd,
     sync::{
         OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -13,7 +14,10 @@ use std::{
 use crate::{
     model::{Signal, Terminal},
     sys::{self, arm, process, signal, socket, wake},
-    wire::frame,
+    wire::{
+        frame,
+        rope::{Rope, SLICES},
+    },
 };
 
 static SAID: AtomicBool = AtomicBool::new(false);
@@ -26,7 +30,7 @@ pub(super) fn task_begins() {
 
 /// Sends the terminal frame and ends the process. Whoever comes second (two threads of a task that panic in an abort
 /// build) waits for the first to end it.
-pub(super) fn say(terminal: Terminal) -> ! {
+pub(super) fn say(terminal: Terminal<Rope>) -> ! {
     if SAID.swap(true, Ordering::SeqCst) {
         std::thread::sleep(Duration::from_secs(60));
         process::exit(1);
@@ -43,7 +47,7 @@ pub(super) fn say(terminal: Terminal) -> ! {
         let (header, body) = frame::encode(terminal, age);
         // Before the frame: once it is read the parent may close its end at any time.
         arm::disarm(job);
-        let _ = socket::send_frame(job, &header, &body);
+        let _ = send(job, &header, &body);
         // The send woke the caller, mostly on this processor, where it would wait until this process is torn down, which
         // takes longer than all the rest. It goes first.
         process::yield_now();
@@ -51,10 +55,23 @@ pub(super) fn say(terminal: Terminal) -> ! {
     process::exit(code)
 }
 
+/// Sends a frame, waiting as long as it takes.
+pub(super) fn send(socket: BorrowedFd<'_>, header: &[u8], body: &Rope) -> io::Result<()> {
+    let mut sent = 0;
+    while sent < header.len() + body.len() {
+        let head = &header[sent.min(header.len())..];
+        let (rest, count) = body.slices(sent.saturating_sub(header.len()));
+        let mut slices = [IoSlice::new(head); 1 + SLICES];
+        slices[1..=count].copy_from_slice(&rest[..count]);
+        sent += socket::send_slices(socket, &slices[..=count], &[], true)?;
+    }
+    Ok(())
+}
+
 /// In a worker that has time: touches the code that its end will run, which each process must map for itself.
 pub(super) fn rehearse() {
     flush_streams();
-    drop(frame::encode(Terminal::Returned(vec![0]), Instant::now().elapsed()));
+    drop(frame::encode(Terminal::Returned(vec![0].into()), Instant::now().elapsed()));
     process::yield_now();
 }
 

@@ -11,7 +11,10 @@ use std::{
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 
 use super::signals;
-use crate::{sys, task::Entry};
+use crate::{
+    sys,
+    task::{Arguments, Entry},
+};
 
 /// The runtime that a task gets unless it asks for another: single-threaded, with timers and I/O, `spawn_local` allowed.
 pub(super) fn build_tokio() -> io::Result<LocalRuntime> {
@@ -20,7 +23,7 @@ pub(super) fn build_tokio() -> io::Result<LocalRuntime> {
 
 /// The same for what runs a task.
 pub(super) fn rehearse(runtime: &LocalRuntime) {
-    let task = Entry::of_async(async |n: u8| n).enter(vec![0], 1);
+    let task = Entry::of_async(async |n: u8| n).enter(Arguments { bytes: vec![0].into(), fds: Vec::new() }, 1);
     let ran = catch_unwind(AssertUnwindSafe(|| runtime.block_on(task)));
     debug_assert!(ran.is_ok());
 }

@@ -51,7 +51,7 @@ pub(super) fn forget_last() {
 }
 
 /// The report of a panic that was caught on this thread. The payload is leaked: its destructor could panic again.
-pub(super) fn caught(payload: Box<dyn Any + Send>) -> Terminal {
+pub(super) fn caught<B>(payload: Box<dyn Any + Send>) -> Terminal<B> {
     if payload.is::<super::cancel::CancelPayload>() {
         return Terminal::Cancelled;
     }

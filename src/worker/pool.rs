@@ -19,12 +19,11 @@ use std::{
     time::Duration,
 };
 
-use super::{panic, prologue::Job};
+use super::{farewell, panic, prologue::Job};
 use crate::{
     model::{Failure, Terminal},
-    sys::socket,
     task::{BoxedTask, Encoded, Entry},
-    wire::frame,
+    wire::{frame, rope::Rope},
 };
 
 static LINE: Mutex<Option<OwnedFd>> = Mutex::new(None);
@@ -40,21 +39,24 @@ pub(super) async fn serve(initializer: BoxedTask) -> Encoded {
     let setup = |errno| Failure::Setup { what: "read a job of the pool".to_owned(), errno };
     let line = LINE.lock().unwrap_or_else(PoisonError::into_inner).take().ok_or_else(|| setup(libc::ENOTCONN))?;
     loop {
-        let job = match Job::read(&line) {
+        let mut job = match Job::read(&line) {
             Ok(job) => job,
             // The pool has no more for it. Nothing is what `()` encodes to.
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(Vec::new()),
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(Rope::default()),
             Err(e) => return Err(setup(e.raw_os_error().unwrap_or(0))),
         };
-        let task = Entry::from_job(job.header.entry).enter(job.arguments, job.header.result_limit);
-        let (header, body) = frame::encode(run(task).await, Duration::ZERO);
+        let terminal = match job.arguments() {
+            Ok(arguments) => run(Entry::from_job(job.header.entry).enter(arguments, job.header.result_limit)).await,
+            Err(failure) => Terminal::Failed(failure),
+        };
+        let (header, body) = frame::encode(terminal, Duration::ZERO);
         // A pool that is gone has ended this worker's line, which the next read says.
-        let _ = socket::send_frame(line.as_fd(), &header, &body);
+        let _ = farewell::send(line.as_fd(), &header, &body);
     }
 }
 
 /// Runs one task, and catches its panic: the worker goes on.
-async fn run(task: BoxedTask) -> Terminal {
+async fn run(task: BoxedTask) -> Terminal<Rope> {
     panic::forget_last();
     match Caught(Some(task)).await {
         Err(terminal) => terminal,
@@ -67,7 +69,7 @@ async fn run(task: BoxedTask) -> Terminal {
 struct Caught(Option<BoxedTask>);
 
 impl Future for Caught {
-    type Output = Result<Encoded, Terminal>;
+    type Output = Result<Encoded, Terminal<Rope>>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let Some(task) = self.0.as_mut() else { return Poll::Pending };

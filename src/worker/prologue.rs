@@ -6,7 +6,7 @@
 
 use std::{
     ffi::{CString, OsStr},
-    io,
+    io, mem,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
         unix::ffi::OsStrExt,
@@ -14,6 +14,8 @@ use std::{
     path::Path,
     time::Duration,
 };
+
+use bytes::Bytes;
 
 use super::{NAME, execute, farewell, host, pool};
 use crate::{
@@ -23,9 +25,10 @@ use crate::{
         role::{self, Role},
         set_name,
         signal::{self, SignalSet},
-        socket, wake,
+        socket::{self, Received},
+        wake,
     },
-    task::Entry,
+    task::{Arguments, Entry},
     wire::{
         control::Prepare,
         frame::{self, Tag},
@@ -65,14 +68,15 @@ pub(crate) fn main(job: OwnedFd, prepare: Prepare, rehearse: bool) -> ! {
         }
     }
 
-    let Ok(task) = Job::read(&job) else {
+    let Ok(mut task) = Job::read(&job) else {
         // The parent is gone, or took the job back. Nobody waits for an answer.
         process::exit(0)
     };
     wake::set_job(job.as_raw_fd());
-    if let Err(failure) = apply(task.options, task.fds, task.header.host) {
-        farewell::say(Terminal::Failed(failure))
-    }
+    let arguments = match task.apply().and_then(|()| task.arguments()) {
+        Ok(arguments) => arguments,
+        Err(failure) => farewell::say(Terminal::Failed(failure)),
+    };
     if task.header.host == Host::Blocking {
         // Nothing polls a plain function: a signal acts at once, unless the task takes it over.
         signal::reset(Signal::TERM);
@@ -94,7 +98,7 @@ pub(crate) fn main(job: OwnedFd, prepare: Prepare, rehearse: bool) -> ! {
     }
     farewell::task_begins();
     let entry = Entry::from_job(task.header.entry);
-    let future = entry.enter(task.arguments, task.header.result_limit);
+    let future = entry.enter(arguments, task.header.result_limit);
     match task.header.host {
         Host::Pool => execute::run(job, Box::pin(pool::serve(future)), Host::Tokio, runtime),
         host => execute::run(job, future, host, runtime),
@@ -104,23 +108,29 @@ pub(crate) fn main(job: OwnedFd, prepare: Prepare, rehearse: bool) -> ! {
 pub(super) struct Job {
     pub(super) header: Header,
     options: Options,
-    pub(super) arguments: Vec<u8>,
+    arguments: Bytes,
     fds: Vec<OwnedFd>,
+    /// This process could not have as many descriptors as came with it.
+    fds_are_lost: bool,
 }
 
 impl Job {
     /// Reads the job, blocking: a worker has nothing else to do.
     pub(super) fn read(socket: &OwnedFd) -> io::Result<Self> {
         let malformed = || io::Error::from(io::ErrorKind::InvalidData);
-        let mut fds = Vec::new();
+        let (mut fds, mut fds_are_lost) = (Vec::new(), false);
+        let mut count = |received: Received| {
+            fds_are_lost |= received.dropped;
+            match received.bytes {
+                0 => Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+                n => Ok(n),
+            }
+        };
         // Nothing follows a job, so one call takes the whole of most.
         let mut buffer = [0; 2048];
         let mut filled = 0;
         while filled < HEADER_SIZE {
-            match socket::receive(socket.as_fd(), &mut buffer[filled..], &mut fds, true)? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                n => filled += n,
-            }
+            filled += count(socket::receive_at_the_limit(socket.as_fd(), &mut buffer[filled..], &mut fds, true)?)?;
         }
         let header = buffer.first_chunk().and_then(Header::decode).ok_or_else(malformed)?;
         let mut rest = &buffer[HEADER_SIZE..filled];
@@ -129,16 +139,43 @@ impl Job {
             let (here, later) = rest.split_at(size.min(rest.len()));
             rest = later;
             let mut bytes = here.to_vec();
-            bytes.resize(size, 0);
-            socket::receive_exact(socket.as_fd(), &mut bytes[here.len()..], &mut fds)?;
+            while bytes.len() < size {
+                let most = size - bytes.len();
+                count(socket::receive_into(socket.as_fd(), &mut bytes, most, &mut fds, true)?)?;
+            }
             Ok(bytes)
         };
         let options = exactly(header.options)?;
-        let arguments = exactly(header.arguments)?;
-        if fds.len() != usize::from(header.fds) {
+        let arguments = exactly(header.arguments)?.into();
+        if fds.len() != usize::from(header.fds) && !fds_are_lost {
             return Err(malformed());
         }
-        Ok(Self { header, options: job::decode_options(&options).ok_or_else(malformed)?, arguments, fds })
+        let options = job::decode_options(&options).ok_or_else(malformed)?;
+        Ok(Self { header, options, arguments, fds, fds_are_lost })
+    }
+
+    /// The arguments, with the descriptors in them.
+    pub(super) fn arguments(&mut self) -> Result<Arguments, Failure> {
+        self.check_fds()?;
+        Ok(Arguments { bytes: mem::take(&mut self.arguments), fds: mem::take(&mut self.fds) })
+    }
+
+    fn check_fds(&self) -> Result<(), Failure> {
+        if self.fds_are_lost {
+            return Err(setup("receive its descriptors", &io::Error::from_raw_os_error(libc::EMFILE)));
+        }
+        Ok(())
+    }
+
+    /// Applies the task's options to this process.
+    fn apply(&mut self) -> Result<(), Failure> {
+        self.check_fds()?;
+        let options = mem::take(&mut self.options);
+        let lines = usize::from(self.header.host == Host::Pool);
+        let ours = options.stdio.into_iter().filter(|&replaced| replaced).count() + lines;
+        let later = self.fds.split_off(ours.min(self.fds.len()));
+        let fds = mem::replace(&mut self.fds, later);
+        apply(options, fds, self.header.host)
     }
 }
 

@@ -4,20 +4,22 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::super::zygote::Zygote;
+use super::super::{parcel::Parcel, zygote::Zygote};
 use crate::{
     error::{Error, TaskId},
     task::Entry,
     wire::{
+        beside,
         job::{HEADER_SIZE, Header, Host},
         payload,
+        rope::Rope,
     },
 };
 
 /// A task, checked and encoded.
 pub(super) struct PoolJob {
     pub(super) name: Arc<str>,
-    pub(super) bytes: Vec<u8>,
+    pub(super) parcel: Parcel,
     pub(super) result_limit: u64,
 }
 
@@ -28,13 +30,17 @@ impl PoolJob {
         if !zygote.0.modules.contain(entry.address()) {
             return Err(Error::UnknownCode { task: task() });
         }
-        let mut bytes = vec![0; HEADER_SIZE];
-        payload::encode_into(arguments, &mut bytes, u64::MAX).map_err(|e| Error::encode(task(), e))?;
+        let mut rope = Rope::from(vec![0; HEADER_SIZE]);
+        let limit = zygote.0.config.argument_limit;
+        let (encoded, passed) = beside::encoding(true, || payload::encode_into(arguments, &mut rope, limit));
+        encoded.map_err(|e| Error::encode(task(), e))?;
         let result_limit = zygote.0.config.result_limit;
-        let arguments = (bytes.len() - HEADER_SIZE) as u64;
-        let (fds, quiet, options, host) = (0, true, 0, Host::Tokio);
-        let header = Header { fds, quiet, entry: entry.address(), options, arguments, host, result_limit };
-        bytes[..HEADER_SIZE].copy_from_slice(&header.encode());
-        Ok(Self { name, bytes, result_limit })
+        let arguments = (rope.len() - HEADER_SIZE) as u64;
+        let fds: Vec<_> = passed.into_iter().map(|passed| passed.fd).collect();
+        let (quiet, options, host) = (true, 0, Host::Tokio);
+        let header =
+            Header { fds: fds.len() as u16, quiet, entry: entry.address(), options, arguments, host, result_limit };
+        rope.head_mut()[..HEADER_SIZE].copy_from_slice(&header.encode());
+        Ok(Self { name, parcel: Parcel::new(rope, fds), result_limit })
     }
 }

@@ -6,11 +6,13 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
 use tokio::runtime::{Handle, Id};
 
 use super::{
     super::{
         driver::{self, Driver},
+        parcel::is_out_of_descriptors,
         process::Process,
         stream::{Stream, Unwatched},
         warm::job_socket,
@@ -21,7 +23,6 @@ use super::{
 use crate::{
     error::{Coded, Error, TaskId},
     model::{Failure, Terminal},
-    sys::socket,
     task::Entry,
     wire::frame::{Frame, Reader},
 };
@@ -75,32 +76,36 @@ impl Lane {
     }
 
     /// Runs one task. Dropped half-way, the lane must not be used again.
-    pub(super) async fn run(&mut self, job: &PoolJob) -> Result<Result<Vec<u8>, Error>, LaneError> {
+    pub(super) async fn run(&mut self, job: &PoolJob) -> Result<Result<Bytes, Error>, LaneError> {
         // Most jobs go at once, before any reactor is involved.
-        let first = match &self.line {
-            Line::Unwatched(socket) => socket::send(socket.as_fd(), &job.bytes, &[], false),
-            Line::Watched(stream, _) => socket::send(stream.as_fd(), &job.bytes, &[], false),
+        let mut sent = 0;
+        let mut tried = match &self.line {
+            Line::Unwatched(socket) => job.parcel.send(socket.as_fd(), &mut sent),
+            Line::Watched(stream, _) => job.parcel.send(stream.as_fd(), &mut sent),
             Line::Lost => return Err(LaneError::Unread),
         };
-        let mut sent = match first {
-            Ok(n) => n,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
-            Err(e) => return Err(self.ended(&e, job).await),
-        };
-        while sent < job.bytes.len() {
-            let stream = self.watch(true, job)?;
-            match stream.write(|socket| socket::send(socket, &job.bytes[sent..], &[], false)).await {
-                Ok(n) => sent += n,
-                Err(e) => return Err(self.ended(&e, job).await),
+        if matches!(&tried, Err(e) if e.kind() == io::ErrorKind::WouldBlock) {
+            tried = self.watch(true, job)?.write(|socket| job.parcel.send(socket, &mut sent)).await;
+        }
+        match tried {
+            Ok(()) => {}
+            Err(e) if is_out_of_descriptors(&e) => {
+                let (task, step) = (self.task_id(job), "send the descriptors of its job".to_owned());
+                return Err(LaneError::Ended(Error::Spawn { task, step, source: Arc::new(e) }));
             }
+            Err(e) => return Err(self.ended(&e, job).await),
         }
         let mut reader = Reader::of_terminal(job.result_limit);
         let mut buffer = vec![0; 2048];
         loop {
             let stream = self.watch(false, job)?;
-            let n = match stream.read(&mut buffer).await {
-                Ok(0) => return Err(self.ended(&io::ErrorKind::UnexpectedEof.into(), job).await),
-                Ok(n) => n,
+            let read = match reader.is_filling() {
+                true => stream.fill(&mut reader).await.map(|n| (n, 0)),
+                false => stream.read(&mut buffer).await.map(|n| (n, n)),
+            };
+            let n = match read {
+                Ok((0, _)) => return Err(self.ended(&io::ErrorKind::UnexpectedEof.into(), job).await),
+                Ok((_, n)) => n,
                 Err(e) => return Err(self.ended(&e, job).await),
             };
             match reader.next(&mut &buffer[..n]) {
@@ -111,9 +116,6 @@ impl Lane {
                 }
                 Ok(Some(Frame::Executing)) => unreachable!("not expected, so an error of the reader"),
                 Err(reason) => return Err(LaneError::Ended(Error::Protocol { task: self.task_id(job), reason })),
-            }
-            if reader.missing() > buffer.len() as u64 {
-                buffer.resize(256 << 10, 0);
             }
         }
     }
@@ -181,13 +183,15 @@ impl Lane {
         })
     }
 
-    fn outcome(&self, terminal: Terminal, job: &PoolJob) -> Result<Vec<u8>, Error> {
+    fn outcome(&self, terminal: Terminal<Bytes>, job: &PoolJob) -> Result<Bytes, Error> {
         let task = || self.task_id(job);
         Err(match terminal {
             Terminal::Returned(bytes) => return Ok(bytes),
             Terminal::Panicked(report) => Error::Panicked { task: task(), report: Arc::from(report) },
             Terminal::Cancelled => Error::Cancelled { task: task() },
-            Terminal::Failed(Failure::TooLarge { size, limit }) => Error::TooLarge { task: task(), size, limit },
+            Terminal::Failed(Failure::TooLarge { size, limit }) => {
+                Error::TooLarge { task: task(), what: Coded::Result, size, limit }
+            }
             Terminal::Failed(Failure::Decode(reason)) => Error::Decode { task: task(), what: Coded::Arguments, reason },
             Terminal::Failed(Failure::Encode(reason)) => {
                 Error::Decode { task: task(), what: Coded::ResultInWorker, reason }

@@ -23,6 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
@@ -194,7 +195,7 @@ impl Inner {
 
     /// Runs one job from its turn to its result. `taken` hears of the worker that has it, of each if the first ones go
     /// before they read it.
-    async fn serve(&self, job: &PoolJob, mut taken: impl FnMut(u32)) -> Result<Vec<u8>, Error> {
+    async fn serve(&self, job: &PoolJob, mut taken: impl FnMut(u32)) -> Result<Bytes, Error> {
         self.zygote.0.check_owner()?;
         let (_permit, mut lane) = self.turn(job).await?;
         loop {

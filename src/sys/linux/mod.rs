@@ -1,4 +1,6 @@
-//! What is Linux's own. `macos.rs` exports the same functions.
+//! What is Linux's own. `macos/` exports the same functions.
+
+pub(super) mod memory;
 
 use std::{
     ffi::CStr,
@@ -36,6 +38,9 @@ pub(super) fn probe() -> u32 {
     // A range that holds no descriptor.
     if close_range_from(libc::c_int::MAX - 1) {
         found |= Capability::CloseRange as u32;
+    }
+    if memory::sealable(0).and_then(memory::seal).is_ok() {
+        found |= Capability::Seals as u32;
     }
     if let Ok((a, _b)) = socket_pair() {
         if refuse_fds(a.as_raw_fd()) {

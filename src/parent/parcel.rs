@@ -1,0 +1,76 @@
+//! What goes to a worker in one go: a job's bytes, and the descriptors that travel with them.
+
+use std::{
+    fmt, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use crate::{
+    sys::socket::{self, MAX_FDS},
+    wire::{job::batches, rope::Rope},
+};
+
+/// Can be sent again, to another worker, until its descriptors were let go.
+pub(super) struct Parcel {
+    rope: Rope,
+    fds: Mutex<Vec<Arc<OwnedFd>>>,
+}
+
+impl Parcel {
+    pub(super) fn new(rope: Rope, fds: Vec<Arc<OwnedFd>>) -> Self {
+        Self { rope, fds: Mutex::new(fds) }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.rope.len()
+    }
+
+    pub(super) fn head_mut(&mut self) -> &mut [u8] {
+        self.rope.head_mut()
+    }
+
+    /// Sends what fits of what is left after `sent` bytes, without waiting, and says how much is sent now.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock`, or that nothing can be sent; what was sent before stays.
+    pub(super) fn send(&self, socket: BorrowedFd<'_>, sent: &mut usize) -> io::Result<()> {
+        while *sent < self.len() {
+            *sent += self.send_some(socket, *sent)?;
+        }
+        Ok(())
+    }
+
+    fn send_some(&self, socket: BorrowedFd<'_>, sent: usize) -> io::Result<usize> {
+        let (slices, count) = self.rope.slices(sent);
+        let fds = self.fds.lock().unwrap_or_else(PoisonError::into_inner);
+        let batches = batches(fds.len(), MAX_FDS);
+        // As the worker expects them: one byte for each full message of descriptors, then all the rest.
+        let batch = fds.chunks(MAX_FDS).nth(sent).unwrap_or_default();
+        let batch: Vec<BorrowedFd<'_>> = batch.iter().map(|fd| fd.as_fd()).collect();
+        if sent + 1 < batches {
+            return socket::send(socket, &slices[0][..1], &batch, false);
+        }
+        socket::send_slices(socket, &slices[..count], &batch, false)
+    }
+
+    /// The worker has the descriptors: who waits for the last copy to be closed must not wait for ours.
+    pub(super) fn let_go(&self) {
+        let fds = std::mem::take(&mut *self.fds.lock().unwrap_or_else(PoisonError::into_inner));
+        // Not under the lock: to close a descriptor may take a while.
+        drop(fds);
+    }
+}
+
+impl fmt::Debug for Parcel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parcel").field("len", &self.len()).finish_non_exhaustive()
+    }
+}
+
+/// Whether this says that there are too many descriptors on their way, of all processes of the user together
+/// (`ETOOMANYREFS`, unix(7)).
+pub(super) fn is_out_of_descriptors(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ETOOMANYREFS)
+}
