@@ -17,7 +17,10 @@ pub use parent::{
     PoolTask, Process, Relay, Run, Stdio, Task, WARM_WORKERS, Wait, Zygote, ZygoteBuilder, block_on, default_zygote,
     init, open_blocking_in_process, open_in_process, relay_signals, run_blocking_in_process, run_in_process,
 };
-pub use pass::{Bytes, Descriptor, Fd, Shared, SharedBuilder};
+pub use pass::{
+    Bytes, Caller, ChannelError, Descriptor, Fd, MESSAGE_LIMIT, Receiver, Reply, Responder, Sender, Shared,
+    SharedBuilder, call_channel, channel, channel_with_limit,
+};
 pub use task::{AsyncTask, BlockingTask, Runtime, WorkerTask};
 #[cfg(feature = "smol")]
 pub use worker::Smol;

@@ -13,12 +13,12 @@ use super::{
     parcel::is_out_of_descriptors,
     race::{Either, race},
     roster,
-    stream::Stream,
     worker::{Exit, Status},
 };
 use crate::{
     error::{Coded, Error},
     model::{Cause, Ending, Event, ExitStatus, Failure, Phase, Signal, Terminal, settle},
+    pass::stream::Stream,
     sys::{process, socket},
     wire::frame::{Frame, Reader},
 };

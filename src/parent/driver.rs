@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     model::{Cause, Event, ExitStatus, WorkerId},
+    pass::reactor,
     sys::{process, signal, socket},
     wire::control::{FACT_SIZE, Fact, FactBytes},
 };
@@ -45,6 +46,8 @@ pub(super) fn get() -> io::Result<&'static Driver> {
         return Ok(driver);
     }
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    // Ends of channels that are polled by another executor need a reactor too.
+    reactor::offer(runtime.handle());
     let driver = Driver { runtime: runtime.handle().clone(), roster: Mutex::default(), sooner: Notify::new() };
     let driver: &'static Driver = Box::leak(Box::new(driver));
     // A signal to the program is the program's: no handler of it ever runs on this thread.

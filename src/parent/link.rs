@@ -95,7 +95,7 @@ impl Link {
 
     /// Waits until there may be room again.
     pub(super) fn wait_for_room(&self, timeout: Duration) -> io::Result<bool> {
-        signal::wait_writable(self.socket.as_raw_fd(), timeout)
+        signal::wait_writable(self.socket.as_raw_fd(), Some(timeout))
     }
 
     /// Sends on. `WouldBlock` if the socket is full again.

@@ -22,7 +22,6 @@ mod race;
 mod relay;
 mod roster;
 mod stdio;
-mod stream;
 mod task;
 mod waits;
 mod warm;

@@ -31,6 +31,14 @@ impl Rope {
         self.pieces.push((self.own.len(), piece));
     }
 
+    /// Appends all of another one.
+    pub(crate) fn append(&mut self, other: Self) {
+        let before = self.own.len();
+        self.own.extend_from_slice(&other.own);
+        self.pieces.extend(other.pieces.into_iter().map(|(at, piece)| (before + at, piece)));
+        self.len += other.len;
+    }
+
     /// The first bytes, which are its own.
     pub(crate) fn head_mut(&mut self) -> &mut [u8] {
         let end = self.pieces.first().map_or(self.own.len(), |&(at, _)| at);
@@ -121,6 +129,14 @@ mod tests {
         assert_eq!(rope.slices(0).1, SLICES);
         let all: Vec<u8> = (0..3 * SLICES as u8).flat_map(|n| [n; 3]).collect();
         assert_eq!(rope.into_bytes(), all);
+    }
+
+    #[test]
+    fn one_comes_after_the_other() {
+        let mut two = rope();
+        two.append(rope());
+        assert_eq!(two.len(), 18);
+        assert_eq!(two.into_bytes(), b"abcdefghiabcdefghi"[..]);
     }
 
     #[test]

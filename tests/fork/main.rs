@@ -8,6 +8,7 @@
 mod abort;
 mod answers;
 mod begun;
+mod channels;
 #[cfg(feature = "metrics")]
 mod facade;
 mod faults_cancel;
@@ -52,6 +53,9 @@ fn cases() -> Vec<Case> {
         abort::CASES,
         answers::CASES,
         begun::CASES,
+        channels::CASES,
+        #[cfg(feature = "smol")]
+        channels::SMOL_CASES,
         #[cfg(feature = "metrics")]
         facade::CASES,
         faults_cancel::CASES,

@@ -14,7 +14,6 @@ use super::{
         driver::{self, Driver},
         parcel::is_out_of_descriptors,
         process::Process,
-        stream::{Stream, Unwatched},
         warm::job_socket,
         zygote::Zygote,
     },
@@ -23,6 +22,7 @@ use super::{
 use crate::{
     error::{Coded, Error, TaskId},
     model::{Failure, Terminal},
+    pass::stream::{Stream, Unwatched},
     task::Entry,
     wire::frame::{Frame, Reader},
 };

@@ -1,5 +1,5 @@
-//! The parent's end of a job socket on a tokio runtime. It first writes, if the job did not go at once, then it reads;
-//! never both.
+//! A socket on a tokio runtime: the parent's end of a job socket, which first writes, if the job did not go at once, then
+//! reads, never both; an end of a channel, which does only one of them.
 //!
 //! tokio's `UnixStream` watches both directions, and a task would pay for that with two needless wake-ups of its caller:
 //! "writable" when it is registered, and again when the worker has read its job. tokio's pipes watch one direction of
@@ -11,6 +11,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
+    task::{Context, Poll, ready},
 };
 
 use tokio::{
@@ -21,13 +22,13 @@ use tokio::{
 use crate::{sys::socket, wire::frame::Reader};
 
 /// A socket that is watched.
-pub(super) enum Stream {
+pub(crate) enum Stream {
     Writing(pipe::Sender),
     Reading(pipe::Receiver),
 }
 
 /// Why a socket cannot be watched.
-pub(super) enum Unwatched {
+pub(crate) enum Unwatched {
     Io(io::Error),
     /// The runtime was built without I/O.
     NoReactor,
@@ -35,7 +36,7 @@ pub(super) enum Unwatched {
 
 impl Stream {
     /// Registers a socket that does not block with the current runtime.
-    pub(super) fn register(socket: OwnedFd, writing: bool) -> Result<Self, Unwatched> {
+    pub(crate) fn register(socket: OwnedFd, writing: bool) -> Result<Self, Unwatched> {
         // tokio panics where I/O is not enabled and offers no way to ask before.
         let registered = catch_unwind(AssertUnwindSafe(|| {
             if writing {
@@ -47,52 +48,65 @@ impl Stream {
         registered.map_err(|_| Unwatched::NoReactor)?.map_err(Unwatched::Io)
     }
 
-    pub(super) fn is_writing(&self) -> bool {
+    pub(crate) fn is_writing(&self) -> bool {
         matches!(self, Self::Writing(_))
     }
 
     /// Ends the registration and gives the socket back.
-    pub(super) fn into_socket(self) -> io::Result<OwnedFd> {
+    pub(crate) fn into_socket(self) -> io::Result<OwnedFd> {
         match self {
             Self::Writing(pipe) => pipe.into_nonblocking_fd(),
             Self::Reading(pipe) => pipe.into_nonblocking_fd(),
         }
     }
 
-    /// Writes by `send`, as often as there is room, until it is done.
-    pub(super) async fn write(&self, mut send: impl FnMut(BorrowedFd<'_>) -> io::Result<()>) -> io::Result<()> {
-        let Self::Writing(pipe) = self else { return Err(io::ErrorKind::InvalidInput.into()) };
+    /// Does `act`, which reads or writes, as soon as it does not answer `WouldBlock`.
+    pub(crate) fn poll_with<T>(
+        &self,
+        context: &mut Context<'_>,
+        mut act: impl FnMut(BorrowedFd<'_>) -> io::Result<T>,
+    ) -> Poll<io::Result<T>> {
         loop {
-            pipe.writable().await?;
-            match pipe.try_io(|| send(pipe.as_fd())) {
+            let acted = match self {
+                Self::Writing(pipe) => {
+                    ready!(pipe.poll_write_ready(context))?;
+                    pipe.try_io(|| act(pipe.as_fd()))
+                }
+                Self::Reading(pipe) => {
+                    ready!(pipe.poll_read_ready(context))?;
+                    pipe.try_io(|| act(pipe.as_fd()))
+                }
+            };
+            match acted {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                result => return result,
+                result => return Poll::Ready(result),
             }
         }
+    }
+
+    /// Writes by `send`, as often as there is room, until it is done.
+    pub(crate) async fn write(&self, mut send: impl FnMut(BorrowedFd<'_>) -> io::Result<()>) -> io::Result<()> {
+        poll_fn(|context| self.poll_with(context, &mut send)).await
     }
 
     /// Reads some bytes of a large body to their place.
-    pub(super) async fn fill(&mut self, reader: &mut Reader) -> io::Result<usize> {
-        let Self::Reading(pipe) = self else { return Err(io::ErrorKind::InvalidInput.into()) };
-        loop {
-            pipe.readable().await?;
-            let receive = |body: &mut Vec<u8>, most: usize| {
-                socket::receive_into(pipe.as_fd(), body, most, &mut Vec::new(), false).map(|received| received.bytes)
-            };
-            match pipe.try_io(|| reader.fill(receive)) {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                result => return result,
-            }
-        }
+    pub(crate) async fn fill(&self, reader: &mut Reader) -> io::Result<usize> {
+        poll_fn(|context| self.poll_with(context, |socket| reader.fill(|body, most| receive(socket, body, most)))).await
     }
 
     /// Reads some bytes. By `poll_read`, which, unlike `try_read`, knows after a short read that nothing is left.
-    pub(super) async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub(crate) async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let Self::Reading(pipe) = self else { return Err(io::ErrorKind::InvalidInput.into()) };
         let mut buffer = ReadBuf::new(buffer);
         poll_fn(|context| Pin::new(&mut *pipe).poll_read(context, &mut buffer)).await?;
         Ok(buffer.filled().len())
     }
+}
+
+/// Receives what is there and appends it, at most `most` bytes.
+pub(crate) fn receive(socket: BorrowedFd<'_>, bytes: &mut Vec<u8>, most: usize) -> io::Result<usize> {
+    // Descriptors are refused, where the kernel can, or closed.
+    socket::receive_into(socket, bytes, most, &mut Vec::new(), false).map(|received| received.bytes)
 }
 
 impl AsFd for Stream {
