@@ -64,7 +64,7 @@ pub fn channel<T>() -> io::Result<(Sender<T>, Receiver<T>)> {
 /// # block_on(async {
 /// let (mut sender, _receiver) = channel_with_limit::<String>(100).unwrap();
 /// let error = sender.send("x".repeat(100)).await.unwrap_err();
-/// assert!(matches!(error, ChannelError::TooLarge { size: 101, limit: 100 }));
+/// assert!(matches!(error, ChannelError::TooLarge { size: 101, limit: 100, .. }));
 /// # }).unwrap();
 /// ```
 pub fn channel_with_limit<T>(limit: usize) -> io::Result<(Sender<T>, Receiver<T>)> {

@@ -17,7 +17,7 @@ static REACTOR: Mutex<Option<(i32, Handle)>> = Mutex::new(None);
 /// Makes a runtime that stays the reactor of this process, if it has none.
 pub(crate) fn offer(runtime: &Handle) {
     let mut reactor = REACTOR.lock().unwrap_or_else(PoisonError::into_inner);
-    if !reactor.as_ref().is_some_and(|(owner, _)| *owner == pid()) {
+    if reactor.as_ref().is_none_or(|(owner, _)| *owner != pid()) {
         *reactor = Some((pid(), runtime.clone()));
     }
 }
