@@ -86,7 +86,12 @@ impl Conversation {
     pub(super) async fn hold(mut self) -> Result<Bytes, Error> {
         let outcome = self.converse().await;
         // A task that did not begin in a warm worker goes on in another.
-        if !(self.line.warm && matches!(outcome, Err(Error::EndedEarly { .. }))) {
+        let goes_on = match outcome {
+            Err(Error::EndedEarly { .. }) => self.line.warm,
+            Err(Error::ZygoteLost { started, .. }) => started == Some(false),
+            _ => false,
+        };
+        if !goes_on {
             if self.line.dated {
                 self.line.zygote.counters.took(Stage::Result, self.line.since.elapsed());
             }

@@ -108,19 +108,24 @@ impl Driver {
         }
     }
 
-    /// Serves a zygote's control socket from now on, if nobody does yet.
+    /// Hears a handle's zygotes from now on, if nobody does yet.
     pub(super) fn serve_once(&'static self, zygote: &Arc<Inner>, served: &OnceLock<()>) -> io::Result<()> {
         static STARTING: Mutex<()> = Mutex::new(());
         let _one_at_a_time = STARTING.lock();
         if served.get().is_none() {
-            self.serve(zygote)?;
+            self.serve(&zygote.lineage.link(), Arc::downgrade(zygote))?;
             let _ = served.set(());
+        }
+        let ancestor = zygote.lineage.ancestor();
+        if ancestor.served.get().is_none() {
+            self.serve(&ancestor.link, Weak::new())?;
+            let _ = ancestor.served.set(());
         }
         Ok(())
     }
 
-    fn serve(&'static self, zygote: &Arc<Inner>) -> io::Result<()> {
-        let (link, zygote) = (zygote.link(), Arc::downgrade(zygote));
+    /// Hears a zygote, which may have spares of this handle.
+    pub(super) fn serve(&'static self, link: &Arc<Link>, zygote: Weak<Inner>) -> io::Result<()> {
         let socket = link::duplicate(link)?;
         // For one direction, whatever it is: a stream would wake this thread each time the zygote reads an order.
         let facts = self.enter(|| pipe::Receiver::from_owned_fd_unchecked(socket))?;
@@ -143,7 +148,7 @@ impl Driver {
 
     /// Takes in facts until the socket ends, and keeps the warm workers at their number.
     async fn receive_facts(
-        &self,
+        &'static self,
         socket: &pipe::Receiver,
         zygote: &Weak<Inner>,
     ) -> Result<std::convert::Infallible, io::Error> {
@@ -187,6 +192,11 @@ impl Driver {
                 at += FACT_SIZE;
                 let pidfd: Option<OwnedFd> = if fact.fds() > 0 { fds.pop_front().flatten() } else { None };
                 gone |= !matches!(fact, Fact::Forked { .. });
+                if let Fact::Unknown { worker } = fact {
+                    let pidfd = roster.orphan(worker);
+                    self.watch_orphan(worker, pidfd);
+                    continue;
+                }
                 match (fact.worker(), zygote.upgrade()) {
                     // Of a spare: it is of no use any more.
                     (Some(worker), Some(zygote)) if !roster.knows(worker) => zygote.lost_spare(fact, worker),
@@ -198,22 +208,27 @@ impl Driver {
         }
     }
 
-    /// Workers of a dead zygote go on; how each ends is seen by its pidfd, or by its job socket.
-    fn zygote_lost(&'static self, link: &Link, why: &io::Error) {
-        let (orphans, any) = {
+    /// Workers of a dead zygote go on; how each ends its ancestor says, or else its pidfd, or its job socket.
+    fn zygote_lost(&'static self, link: &Arc<Link>, why: &io::Error) {
+        let orphans: Vec<_> = {
             let mut roster = self.roster();
-            let any = !roster.ids(link).is_empty();
-            (roster.zygote_lost(link), any)
+            let orphans = roster.zygote_lost(link);
+            orphans.into_iter().map(|id| (id, roster.orphan(id))).collect()
         };
-        if any {
+        for (id, pidfd) in orphans {
+            self.watch_orphan(id, pidfd);
+        }
+        if self.lost(link) {
             warn_zygote_lost(why);
         }
-        for (id, pidfd) in orphans {
-            self.spawn(async move {
-                let status = wait_for_pidfd(pidfd).await;
-                self.roster().gone(id, Exit::Reaped { status, usage: None });
-            });
-        }
+    }
+
+    fn watch_orphan(&'static self, id: WorkerId, pidfd: Option<OwnedFd>) {
+        let Some(pidfd) = pidfd else { return };
+        self.spawn(async move {
+            let status = wait_for_pidfd(pidfd).await;
+            self.roster().gone(id, Exit::Reaped { status, usage: None });
+        });
     }
 }
 
@@ -277,7 +292,7 @@ pub(super) fn warn_killed(worker: &Worker, cause: Option<Cause>) {
 
 fn warn_zygote_lost(why: &io::Error) {
     #[cfg(feature = "tracing")]
-    tracing::warn!(error = %why, "a zygote is gone while tasks are running");
+    tracing::warn!(error = %why, "a zygote is gone; another one takes its place");
     #[cfg(not(feature = "tracing"))]
     let _ = why;
 }

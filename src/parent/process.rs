@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 
 use super::{
     decode,
-    dispatch::Prepared,
+    dispatch::{Prepared, Tries},
     driver::Driver,
     line::Line,
     stdio::{Output, PipeReader, PipeWriter, Pipes},
@@ -68,15 +68,16 @@ pub type Wait<T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send>>;
 /// Starts a task and gives its handle once it executes, so that a signal sent through it is never lost.
 pub(super) async fn open<T>(mut prepared: Prepared, pipes: Pipes) -> Result<Process<T>, Error> {
     prepared.announce = true;
-    for tries in 0.. {
-        let line = prepared.dispatch(tries).await?;
-        let warm = line.is_warm();
-        let mut process = Process::of(line, prepared.zygote.clone());
+    let mut tries = Tries::new(&prepared);
+    loop {
+        let mut process = Process::of(tries.line().await?, prepared.zygote.clone());
         let status = process.worker.wait_until(Status::is_open).await;
         match status.outcome.as_deref() {
-            // It did not begin: another worker will do it, unseen.
-            Some(Err(Error::EndedEarly { .. })) if warm && !status.started => {}
-            Some(Err(error)) if !status.started => return Err(error.clone()),
+            Some(Err(error)) if !status.started => {
+                if !tries.go_on(error).await {
+                    return Err(error.clone());
+                }
+            }
             // The zygote died before it told the pid, and a handle without one is none.
             None if status.pid.is_none() => {
                 return Err(Error::ZygoteLost { task: process.worker.task_id(), started: Some(true) });
@@ -87,7 +88,6 @@ pub(super) async fn open<T>(mut prepared: Prepared, pipes: Pipes) -> Result<Proc
             }
         }
     }
-    unreachable!("there is no end of tries")
 }
 
 impl<T> Process<T> {

@@ -34,6 +34,8 @@ pub(super) struct Spare {
     pub(super) socket: OwnedFd,
     /// The worker's end, to be armed when it has its job (see `sys::arm`).
     pub(super) theirs: Arc<OwnedFd>,
+    /// To the zygote that forked it.
+    pub(super) link: Arc<Link>,
     since: Instant,
 }
 
@@ -111,7 +113,7 @@ impl WarmSet {
     }
 
     /// Orders those that are missing. After an error the next try is a while off.
-    pub(super) fn refill(&mut self, link: &Link, now: Instant) -> io::Result<()> {
+    pub(super) fn refill(&mut self, link: &Arc<Link>, now: Instant) -> io::Result<()> {
         if self.respite.is_some_and(|respite| respite > now) {
             return Ok(());
         }
@@ -130,7 +132,7 @@ impl WarmSet {
     }
 
     /// Orders the first ones, for which there is time.
-    pub(super) fn fill(&mut self, link: &Link, timeout: Duration) {
+    pub(super) fn fill(&mut self, link: &Arc<Link>, timeout: Duration) {
         let start = Instant::now();
         while let Err(e) = self.refill(link, Instant::now()) {
             if e.kind() != io::ErrorKind::WouldBlock || start.elapsed() > timeout {
@@ -142,7 +144,7 @@ impl WarmSet {
         }
     }
 
-    fn order(&mut self, kind: usize, link: &Link, now: Instant) -> io::Result<()> {
+    fn order(&mut self, kind: usize, link: &Arc<Link>, now: Instant) -> io::Result<()> {
         let kind = &mut self.kinds[kind];
         let (socket, theirs) = job_socket()?;
         let (id, theirs) = (next_id(), Arc::new(theirs));
@@ -150,7 +152,7 @@ impl WarmSet {
         // could say of whom.
         link.try_send(Order::Fork { worker: id, prepare: kind.prepare, announce: false, spare: true }, &theirs)?;
         // What the zygote says of it is looked at under the lock that the caller holds.
-        kind.standing.push(Spare { id, socket, theirs, since: now });
+        kind.standing.push(Spare { id, socket, theirs, link: link.clone(), since: now });
         Ok(())
     }
 }

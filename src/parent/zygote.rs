@@ -13,7 +13,7 @@ use super::{
     config::Config,
     driver::{self, Driver},
     launch,
-    link::Link,
+    lineage::{self, Lineage},
     metrics::Counters,
     task::{Open, Run, Task},
     warm::WarmSet,
@@ -55,7 +55,7 @@ pub struct Zygote(pub(super) Arc<Inner>);
 
 impl std::fmt::Debug for Zygote {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Zygote").field("pid", &self.0.pid).finish_non_exhaustive()
+        f.debug_struct("Zygote").field("pid", &self.pid()).finish_non_exhaustive()
     }
 }
 
@@ -69,8 +69,7 @@ pub(super) trait Holder: std::fmt::Debug + Send + Sync {
 #[derive(Debug)]
 pub(super) struct Inner {
     pub(super) config: Config,
-    link: Arc<Link>,
-    pid: u32,
+    pub(super) lineage: Lineage,
     /// The process that started it. Only that one may use it: a fork of it has a copy of everything but the threads.
     owner: i32,
     pub(super) permits: Arc<Semaphore>,
@@ -93,10 +92,6 @@ impl Inner {
             return Err(Error::WrongProcess);
         }
         Ok(())
-    }
-
-    pub(super) fn link(&self) -> &Arc<Link> {
-        &self.link
     }
 
     /// The driver, serving this zygote.
@@ -138,7 +133,7 @@ impl Inner {
         let mut warm = self.warm();
         let surplus = warm.surplus(now);
         if refill {
-            let _ = warm.refill(&self.link, now);
+            let _ = warm.refill(&self.lineage.link(), now);
         }
         let next = warm.next(now);
         drop(warm);
@@ -154,7 +149,7 @@ impl Inner {
             Fact::NotForked { .. } => warm.failed(Instant::now()),
             Fact::Stopped { .. } => {
                 // It would not see the end of its socket.
-                let _ = self.link.send(Order::Signal { worker, signal: Signal::KILL, group: true }, &[]);
+                let _ = self.lineage.link().send(Order::Signal { worker, signal: Signal::KILL, group: true }, &[]);
             }
             _ => {}
         }
@@ -165,7 +160,7 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         if self.owner == process::pid() && role::get() == role::Role::Parent {
-            self.link.close();
+            self.lineage.link().close();
         }
     }
 }
@@ -183,9 +178,9 @@ impl Zygote {
         }
     }
 
-    /// The pid of the zygote's process.
+    /// The pid of the process that forks the workers now. If that dies, another one takes its place.
     pub fn pid(&self) -> u32 {
-        self.0.pid
+        self.0.lineage.pid()
     }
 
     /// A task with options of its own, to run with this zygote.
@@ -355,14 +350,11 @@ impl ZygoteBuilder {
         }
         let null = Arc::new(launch::open_null()?);
         let modules = sys::code_modules();
-        let launched = launch::launch(config.startup_timeout)?;
-        let link = Arc::new(launched.link);
-        launch::remember(&link);
+        let (launched, ancestor) = launch::launch(config.startup_timeout)?;
         let base = config.warm.unwrap_or(WARM_WORKERS);
         let inner = Arc::new(Inner {
             config,
-            link,
-            pid: launched.pid.unsigned_abs(),
+            lineage: Lineage::new(launched, ancestor, true),
             owner: process::pid(),
             permits: Arc::new(Semaphore::new(config.max_processes.min(Semaphore::MAX_PERMITS))),
             modules,
@@ -372,7 +364,8 @@ impl ZygoteBuilder {
             served: OnceLock::new(),
             holders: Mutex::default(),
         });
-        inner.warm().fill(&inner.link, config.startup_timeout);
+        lineage::remember(&inner);
+        inner.warm().fill(&inner.lineage.link(), config.startup_timeout);
         Ok(Zygote(inner))
     }
 }

@@ -15,7 +15,7 @@ pub(crate) enum Order {
     /// learns its pid when it has exited: a message and a wake-up less for a task whose caller only wants its value.
     /// `spare`: no task waits for it, so other orders go first.
     Fork { worker: WorkerId, prepare: Prepare, announce: bool, spare: bool },
-    /// Say `Forked` of a worker that was not announced when it was forked.
+    /// Say `Forked` of a worker that was not announced when it was forked, or whose zygote is gone; or `Unknown`.
     Announce { worker: WorkerId },
     /// Signal a worker that was not reaped yet.
     Signal { worker: WorkerId, signal: Signal, group: bool },
@@ -98,6 +98,8 @@ pub(crate) enum Fact {
     Exited { worker: WorkerId, pid: i32, status: i32, usage: Usage },
     /// The worker was stopped, by a signal or a tracer.
     Stopped { worker: WorkerId },
+    /// There is no such worker, or none any more.
+    Unknown { worker: WorkerId },
     /// Another zygote was forked (it says `Ready` on its own socket), or could not be.
     ZygoteForked { errno: i32 },
 }
@@ -112,6 +114,7 @@ const NOT_FORKED: u32 = 3;
 const EXITED: u32 = 4;
 const ZYGOTE_FORKED: u32 = 5;
 const STOPPED: u32 = 6;
+const UNKNOWN: u32 = 7;
 
 impl Fact {
     pub(crate) fn encode(self) -> FactBytes {
@@ -125,6 +128,7 @@ impl Fact {
             }
             Self::ZygoteForked { errno } => (ZYGOTE_FORKED, errno, 0, 0, none),
             Self::Stopped { worker } => (STOPPED, 0, worker.0, 0, none),
+            Self::Unknown { worker } => (UNKNOWN, 0, worker.0, 0, none),
         };
         let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         let mut bytes = [0; FACT_SIZE];
@@ -152,6 +156,7 @@ impl Fact {
             EXITED => Ok(Self::Exited { worker, pid: i32::try_from(last).unwrap_or(0), status: number, usage }),
             ZYGOTE_FORKED => Ok(Self::ZygoteForked { errno: number }),
             STOPPED => Ok(Self::Stopped { worker }),
+            UNKNOWN => Ok(Self::Unknown { worker }),
             tag => Err(UnknownTag(tag)),
         }
     }
@@ -162,7 +167,8 @@ impl Fact {
             Self::Forked { worker, .. }
             | Self::NotForked { worker, .. }
             | Self::Exited { worker, .. }
-            | Self::Stopped { worker } => Some(worker),
+            | Self::Stopped { worker }
+            | Self::Unknown { worker } => Some(worker),
             Self::Ready { .. } | Self::ZygoteForked { .. } => None,
         }
     }
@@ -210,6 +216,7 @@ mod tests {
             Fact::Exited { worker, pid: i32::MAX, status: 0xff00, usage },
             Fact::ZygoteForked { errno: 0 },
             Fact::Stopped { worker },
+            Fact::Unknown { worker },
         ] {
             assert_eq!(Fact::decode(&fact.encode()), Ok(fact));
         }

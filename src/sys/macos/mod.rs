@@ -30,6 +30,10 @@ pub(super) fn probe() -> u32 {
 }
 
 /// How many threads this process has.
+pub(super) fn become_subreaper() -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 pub(crate) fn thread_count() -> io::Result<usize> {
     // SAFETY: an all-zero proc_taskinfo is valid storage.
     let mut info: libc::proc_taskinfo = unsafe { mem::zeroed() };
