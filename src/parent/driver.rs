@@ -261,7 +261,7 @@ async fn send_on(link: Arc<Link>) {
 }
 
 /// Waits for the end of the process that a pidfd means. Not its parent, so nothing is reaped here.
-async fn wait_for_pidfd(pidfd: OwnedFd) -> ExitStatus {
+pub(super) async fn wait_for_pidfd(pidfd: OwnedFd) -> ExitStatus {
     // Any descriptor that can be polled will do; only its readiness is used.
     let Ok(pipe) = pipe::Receiver::from_owned_fd_unchecked(pidfd) else { return ExitStatus::Unknown };
     if pipe.readable().await.is_err() {

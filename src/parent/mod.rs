@@ -4,6 +4,7 @@
 //! The driver, one thread with a small runtime of its own, does what must go on without a caller: it reads the zygote's
 //! facts, keeps the deadlines of every worker, carries escalations to their end, and reads for `Process` handles.
 
+mod bare;
 mod config;
 mod conversation;
 mod decode;
@@ -18,6 +19,7 @@ mod link;
 mod metrics;
 mod parcel;
 mod pool;
+mod preload;
 mod process;
 mod race;
 mod relay;
@@ -35,6 +37,7 @@ pub use init::{
 };
 pub use metrics::{Finished, Metrics};
 pub use pool::{Map, Pool, PoolBuilder, PoolOpen, PoolRun, PoolTask};
+pub use preload::Preload;
 pub use process::{Process, Wait};
 pub use relay::{Relay, relay_signals};
 pub use stdio::{PipeReader, PipeWriter, Stdio};

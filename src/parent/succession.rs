@@ -105,7 +105,7 @@ impl Driver {
 }
 
 /// The zygotes that can fork the next one, the best first.
-fn sources(inner: &Arc<Inner>) -> Vec<Arc<Link>> {
+pub(super) fn sources(inner: &Arc<Inner>) -> Vec<Arc<Link>> {
     let own = inner.lineage.ancestor().link.clone();
     let others = lineage::family().into_iter().filter(|other| inner.lineage.pristine && other.lineage.pristine);
     let others = others.flat_map(|other| [other.lineage.ancestor().link.clone(), other.lineage.link()]);
@@ -116,7 +116,7 @@ fn sources(inner: &Arc<Inner>) -> Vec<Arc<Link>> {
 }
 
 /// Forks a zygote from another. `None` if that is gone, or could not.
-async fn fork_from(source: &Arc<Link>, timeout: Duration) -> io::Result<Option<Launched>> {
+pub(super) async fn fork_from(source: &Arc<Link>, timeout: Duration) -> io::Result<Option<Launched>> {
     let (ours, theirs) = socket::pair()?;
     launch::order(source, &Arc::new(theirs), ParentWatch::new().as_ref())?;
     let copy = fd::duplicate(ours.as_raw_fd())?;

@@ -56,7 +56,7 @@ pub(super) fn say(terminal: Terminal<Rope>) -> ! {
 }
 
 /// Sends a frame, waiting as long as it takes.
-pub(super) fn send(socket: BorrowedFd<'_>, header: &[u8], body: &Rope) -> io::Result<()> {
+pub(crate) fn send(socket: BorrowedFd<'_>, header: &[u8], body: &Rope) -> io::Result<()> {
     let mut sent = 0;
     while sent < header.len() + body.len() {
         let head = &header[sent.min(header.len())..];

@@ -9,15 +9,13 @@ use std::{
 use bytes::Bytes;
 use tokio::runtime::{Handle, Id};
 
-use super::{
-    super::{
-        driver::{self, Driver},
-        parcel::is_out_of_descriptors,
-        process::Process,
-        warm::job_socket,
-        zygote::Zygote,
-    },
-    job::PoolJob,
+use super::super::{
+    bare::BareJob,
+    driver::{self, Driver},
+    parcel::is_out_of_descriptors,
+    process::Process,
+    warm::job_socket,
+    zygote::Zygote,
 };
 use crate::{
     error::{Coded, Error, TaskId},
@@ -76,7 +74,7 @@ impl Lane {
     }
 
     /// Runs one task. Dropped half-way, the lane must not be used again.
-    pub(super) async fn run(&mut self, job: &PoolJob) -> Result<Result<Bytes, Error>, LaneError> {
+    pub(super) async fn run(&mut self, job: &BareJob) -> Result<Result<Bytes, Error>, LaneError> {
         // Most jobs go at once, before any reactor is involved.
         let mut sent = 0;
         let mut tried = match &self.line {
@@ -121,7 +119,7 @@ impl Lane {
     }
 
     /// The line, watched by the runtime that polls this, or else by the driver's, in the direction asked for.
-    fn watch(&mut self, writing: bool, job: &PoolJob) -> Result<&mut Stream, LaneError> {
+    fn watch(&mut self, writing: bool, job: &BareJob) -> Result<&mut Stream, LaneError> {
         let current = Handle::try_current().ok();
         let id = current.as_ref().map_or_else(|| self.driver.runtime_id(), Handle::id);
         let fits = matches!(&self.line, Line::Watched(stream, by) if *by == id && stream.is_writing() == writing);
@@ -152,12 +150,12 @@ impl Lane {
         }
     }
 
-    fn task_id(&self, job: &PoolJob) -> TaskId {
+    fn task_id(&self, job: &BareJob) -> TaskId {
         TaskId { name: job.name.clone(), pid: Some(self.process.pid()) }
     }
 
     /// The line ended: how the worker did is the task's outcome.
-    async fn ended(&self, error: &io::Error, job: &PoolJob) -> LaneError {
+    async fn ended(&self, error: &io::Error, job: &BareJob) -> LaneError {
         if tokio::runtime::is_rt_shutdown_err(error) {
             return LaneError::Ended(Error::ShutDown);
         }
@@ -183,7 +181,7 @@ impl Lane {
         })
     }
 
-    fn outcome(&self, terminal: Terminal<Bytes>, job: &PoolJob) -> Result<Bytes, Error> {
+    fn outcome(&self, terminal: Terminal<Bytes>, job: &BareJob) -> Result<Bytes, Error> {
         let task = || self.task_id(job);
         Err(match terminal {
             Terminal::Returned(bytes) => return Ok(bytes),

@@ -1,10 +1,10 @@
-//! A job as it goes over a pool's line.
+//! A job without options: one that goes over a pool's line, or to a zygote that preloads.
 
 use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::super::{parcel::Parcel, zygote::Zygote};
+use super::{parcel::Parcel, zygote::Zygote};
 use crate::{
     error::{Error, TaskId},
     task::Entry,
@@ -17,13 +17,13 @@ use crate::{
 };
 
 /// A task, checked and encoded.
-pub(super) struct PoolJob {
+pub(super) struct BareJob {
     pub(super) name: Arc<str>,
     pub(super) parcel: Parcel,
     pub(super) result_limit: u64,
 }
 
-impl PoolJob {
+impl BareJob {
     pub(super) fn new<F, A: Serialize>(zygote: &Zygote, entry: Entry, arguments: &A) -> Result<Self, Error> {
         let name: Arc<str> = std::any::type_name::<F>().into();
         let task = || TaskId { name: name.clone(), pid: None };
