@@ -142,6 +142,7 @@ impl Driver {
             link.has_unsent.notify_one();
             let Err(e) = ended;
             self.zygote_lost(&link, &e);
+            link.set_ended();
         });
         Ok(())
     }

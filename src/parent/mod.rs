@@ -5,6 +5,7 @@
 //! facts, keeps the deadlines of every worker, carries escalations to their end, and reads for `Process` handles.
 
 mod bare;
+mod capabilities;
 mod config;
 mod conversation;
 mod decode;
@@ -24,6 +25,7 @@ mod process;
 mod race;
 mod relay;
 mod roster;
+mod shutdown;
 mod stdio;
 mod succession;
 mod task;
@@ -32,8 +34,10 @@ mod warm;
 mod worker;
 mod zygote;
 
+pub use capabilities::Capabilities;
 pub use init::{
     block_on, default_zygote, init, open_blocking_in_process, open_in_process, run_blocking_in_process, run_in_process,
+    set_default_zygote,
 };
 pub use metrics::{Finished, Metrics};
 pub use pool::{Map, Pool, PoolBuilder, PoolOpen, PoolRun, PoolTask};

@@ -37,7 +37,8 @@ impl Driver {
             (served.collect(), descended.collect())
         };
         let needed = !served.is_empty() || !descended.is_empty();
-        for inner in served {
+        // One that is shut down needs none.
+        for inner in served.into_iter().filter(|inner| !inner.is_closing()) {
             inner.counters.zygotes_lost.fetch_add(1, Relaxed);
             // Before anything else is done: whoever waits for the next one must not take this one for it.
             let wait = inner.lineage.is_down();
@@ -55,7 +56,7 @@ impl Driver {
             if !wait.is_zero() {
                 tokio::time::sleep(wait).await;
             }
-            let Some(inner) = zygote.upgrade() else { return };
+            let Some(inner) = zygote.upgrade().filter(|inner| !inner.is_closing()) else { return };
             let sources = sources(&inner);
             if sources.is_empty() {
                 return inner.lineage.is_lost();

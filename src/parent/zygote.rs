@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore, watch};
 
 pub use super::config::{MAX_PROCESSES, WARM_WORKERS};
 use super::{
@@ -80,6 +80,10 @@ pub(super) struct Inner {
     pub(super) counters: Counters,
     served: OnceLock<()>,
     holders: Arc<Holders>,
+    /// No task starts any more.
+    pub(super) closing: watch::Sender<bool>,
+    /// A worker that had a task is gone.
+    pub(super) gone: Notify,
 }
 
 type Holders = Mutex<Vec<Weak<dyn Holder>>>;
@@ -105,6 +109,8 @@ impl Inner {
             counters: Counters::default(),
             served: OnceLock::new(),
             holders,
+            closing: watch::Sender::new(false),
+            gone: Notify::new(),
         });
         lineage::remember(&inner);
         inner
@@ -154,13 +160,13 @@ impl Inner {
         holders.push(holder);
     }
 
-    /// Somebody waits for room: an idle worker of a pool makes some.
-    pub(super) fn ask_for_room(&self) {
+    /// Somebody waits for room: an idle worker of a pool makes some, if there is one.
+    pub(super) fn ask_for_room(&self) -> bool {
         let holders: Vec<_> = {
             let holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
             holders.iter().filter_map(Weak::upgrade).collect()
         };
-        let _ = holders.iter().any(|holder| holder.let_one_go());
+        holders.iter().any(|holder| holder.let_one_go())
     }
 
     /// Brings the warm workers to their number, and says when to look again though nothing happens.

@@ -41,6 +41,7 @@ mod seed_limits;
 mod seed_outcomes;
 mod seed_relay;
 mod seed_signals;
+mod shutdown;
 mod stdio;
 mod stopping;
 mod surroundings;
@@ -89,6 +90,7 @@ fn cases() -> Vec<Case> {
         seed_outcomes::CASES,
         seed_relay::CASES,
         seed_signals::CASES,
+        shutdown::CASES,
         stdio::CASES,
         stopping::CASES,
         surroundings::CASES,

@@ -167,6 +167,10 @@ impl Inner {
 
     /// Takes a lane back that served.
     fn put_back(&self, lane: Lane) {
+        if self.zygote.0.is_closing() {
+            // Dropped with its worker.
+            return;
+        }
         self.idle().push((lane, Instant::now()));
         self.freed.notify_one();
         // After the push: whoever starts to wait now finds it.
@@ -196,6 +200,9 @@ impl Inner {
     /// before they read it.
     async fn serve(&self, job: &BareJob, mut taken: impl FnMut(u32)) -> Result<Bytes, Error> {
         self.zygote.0.check_owner()?;
+        if self.zygote.0.is_closing() {
+            return Err(Error::ShutDown);
+        }
         let (_permit, mut lane) = self.turn(job).await?;
         loop {
             taken(lane.pid());
