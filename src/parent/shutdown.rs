@@ -1,7 +1,6 @@
 //! The end of a handle's work, in order.
 
 use std::{
-    future::Future,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -113,17 +112,15 @@ impl Inner {
     }
 
     /// Waits until no process holds a task.
-    fn until_idle<'a>(self: &'a Arc<Self>, driver: &'static Driver) -> impl Future<Output = ()> + Send + 'a {
-        async move {
-            loop {
-                // Before the look: a worker that goes in between is not missed.
-                let mut gone = std::pin::pin!(self.gone.notified());
-                gone.as_mut().enable();
-                if driver.roster().ids(self).is_empty() {
-                    return;
-                }
-                gone.await;
+    async fn until_idle(self: &Arc<Self>, driver: &'static Driver) {
+        loop {
+            // Before the look: a worker that goes in between is not missed.
+            let mut gone = std::pin::pin!(self.gone.notified());
+            gone.as_mut().enable();
+            if driver.roster().ids(self).is_empty() {
+                return;
             }
+            gone.await;
         }
     }
 }
