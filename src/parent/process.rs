@@ -16,7 +16,7 @@ use super::{
     dispatch::Prepared,
     driver::Driver,
     line::Line,
-    stdio::{Output, PipeReader, PipeWriter, Pipes},
+    stdio::{OutputPipe, PipeReader, PipeWriter, Pipes},
     worker::{Exit, Status, Worker},
     zygote::Zygote,
 };
@@ -57,7 +57,7 @@ pub struct Process<T> {
     worker: Arc<Worker>,
     driver: &'static Driver,
     stdin: Mutex<Option<PipeWriter>>,
-    outputs: [Mutex<Option<Arc<Output>>>; 2],
+    outputs: [Mutex<Option<Arc<OutputPipe>>>; 2],
     detached: bool,
     _value: PhantomData<fn() -> T>,
 }
@@ -117,7 +117,7 @@ impl<T> Process<T> {
         let (driver, worker) = (self.driver, self.worker.clone());
         let failed = |e| Error::Spawn { task: worker.task_id(), step: "watch a pipe".to_owned(), source: Arc::new(e) };
         let output = |pipe: Option<_>| {
-            pipe.map(|pipe| Output::read(driver, pipe, worker.clone())).transpose().map(Mutex::new).map_err(failed)
+            pipe.map(|pipe| OutputPipe::read(driver, pipe, worker.clone())).transpose().map(Mutex::new).map_err(failed)
         };
         let [stdout, stderr] = pipes.outputs;
         self.stdin = Mutex::new(pipes.stdin.map(|pipe| PipeWriter::new(driver, pipe)).transpose().map_err(failed)?);
@@ -327,7 +327,7 @@ impl<T> Process<T> {
     }
 
     fn take_output(&self, number: usize) -> Option<PipeReader> {
-        self.outputs[number].lock().unwrap_or_else(PoisonError::into_inner).take().map(Output::take)
+        self.outputs[number].lock().unwrap_or_else(PoisonError::into_inner).take().map(OutputPipe::take)
     }
 }
 

@@ -1,117 +1,25 @@
-//! A worker's stdin, stdout and stderr, and the parent's ends of the pipes.
-//!
-//! A pipe that the worker writes is always read by the driver: into a buffer while somebody may still read it, into
-//! nothing when the buffer is full and nobody does. So a worker that prints never waits for a caller that does not read.
+//! What a worker writes, on its way to whoever reads it.
 
 use std::{
     collections::VecDeque,
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::OwnedFd,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, ReadBuf},
     net::unix::pipe,
     sync::Notify,
 };
 
-use super::{driver::Driver, race::race, worker::Worker};
+use super::super::{driver::Driver, race::race, worker::Worker};
 use crate::sys;
 
 /// How much of a pipe's output is kept while nobody reads it.
 const BUFFER: usize = 1 << 20;
-
-/// What one of a worker's standard streams is connected to, as in [`std::process::Stdio`].
-///
-/// ```
-/// use tokio_run_in_process::{Stdio, Task};
-///
-/// tokio_run_in_process::block_on(async {
-///     let quiet = Task::new().stdout(Stdio::null());
-///     quiet.run(async || println!("nobody sees this"), ()).await.unwrap();
-/// })
-/// .unwrap();
-/// ```
-#[derive(Clone, Debug)]
-pub struct Stdio(Repr);
-
-#[derive(Clone, Debug)]
-enum Repr {
-    Inherit,
-    Null,
-    Piped,
-    Fd(Arc<OwnedFd>),
-}
-
-impl Stdio {
-    /// For stdout and stderr: what the program had when the zygote was started (the default). For stdin: what the
-    /// program has now.
-    pub fn inherit() -> Self {
-        Self(Repr::Inherit)
-    }
-
-    /// `/dev/null`. The default for stdin.
-    pub fn null() -> Self {
-        Self(Repr::Null)
-    }
-
-    /// A pipe, whose other end [`Process`](crate::Process) gives. Up to 1 MiB of what the worker writes is kept for a
-    /// reader that comes late; while nobody has taken the reader, more is dropped and counted
-    /// ([`PipeReader::dropped`]), so the worker is never held up.
-    pub fn piped() -> Self {
-        Self(Repr::Piped)
-    }
-}
-
-impl From<OwnedFd> for Stdio {
-    /// Any open file, socket or pipe.
-    fn from(fd: OwnedFd) -> Self {
-        Self(Repr::Fd(Arc::new(fd)))
-    }
-}
-
-impl From<std::fs::File> for Stdio {
-    fn from(file: std::fs::File) -> Self {
-        OwnedFd::from(file).into()
-    }
-}
-
-/// The parent's ends of a worker's pipes.
-#[derive(Debug, Default)]
-pub(super) struct Pipes {
-    pub(super) stdin: Option<OwnedFd>,
-    pub(super) outputs: [Option<OwnedFd>; 2],
-}
-
-/// Opens what the three settings ask for: which of 0, 1, 2 are replaced, by what, and the parent's ends.
-pub(super) fn open(settings: &[Stdio; 3], null: &Arc<OwnedFd>) -> io::Result<([bool; 3], Vec<Arc<OwnedFd>>, Pipes)> {
-    let (mut replaced, mut fds, mut pipes) = ([false; 3], Vec::new(), Pipes::default());
-    for (number, setting) in settings.iter().enumerate() {
-        let fd = match (&setting.0, number) {
-            // The zygote has the program's stdout and stderr, and /dev/null as its stdin.
-            (Repr::Null, 0) | (Repr::Inherit, 1 | 2) => continue,
-            (Repr::Null, _) => null.clone(),
-            (Repr::Inherit, _) => Arc::new(io::stdin().as_fd().try_clone_to_owned()?),
-            (Repr::Fd(fd), _) => fd.clone(),
-            (Repr::Piped, 0) => {
-                let (read, write) = sys::fd::pipe()?;
-                pipes.stdin = Some(write);
-                Arc::new(read)
-            }
-            (Repr::Piped, _) => {
-                let (read, write) = sys::fd::pipe()?;
-                pipes.outputs[number - 1] = Some(read);
-                Arc::new(write)
-            }
-        };
-        replaced[number] = true;
-        fds.push(fd);
-    }
-    Ok((replaced, fds, pipes))
-}
 
 #[derive(Debug, Default)]
 struct Buffer {
@@ -127,32 +35,36 @@ struct Buffer {
 
 /// What the driver read from a worker's stdout or stderr.
 #[derive(Debug, Default)]
-pub(super) struct Output {
+pub(in crate::parent) struct OutputPipe {
     buffer: Mutex<Buffer>,
     /// The reader made room, or went away.
     changed: Notify,
 }
 
-impl Output {
+impl OutputPipe {
     fn buffer(&self) -> MutexGuard<'_, Buffer> {
         self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts to read a pipe, on the driver.
-    pub(super) fn read(driver: &'static Driver, pipe: OwnedFd, worker: Arc<Worker>) -> io::Result<Arc<Self>> {
+    pub(in crate::parent) fn read(
+        driver: &'static Driver,
+        pipe: OwnedFd,
+        worker: Arc<Worker>,
+    ) -> io::Result<Arc<Self>> {
         let pipe = driver.enter(|| pipe::Receiver::from_owned_fd(pipe))?;
         let output = Arc::new(Self::default());
         driver.spawn(pump(pipe, output.clone(), worker));
         Ok(output)
     }
 
-    pub(super) fn take(self: Arc<Self>) -> PipeReader {
+    pub(in crate::parent) fn take(self: Arc<Self>) -> PipeReader {
         self.buffer().taken = true;
         PipeReader { output: self, owner: sys::process::pid() }
     }
 
     /// Nobody will ask for it any more.
-    pub(super) fn release(&self) {
+    pub(in crate::parent) fn release(&self) {
         {
             let mut buffer = self.buffer();
             (buffer.taken, buffer.released) = (false, true);
@@ -163,7 +75,7 @@ impl Output {
 }
 
 /// Reads a pipe to its end, whatever becomes of the bytes.
-async fn pump(pipe: pipe::Receiver, output: Arc<Output>, worker: Arc<Worker>) {
+async fn pump(pipe: pipe::Receiver, output: Arc<OutputPipe>, worker: Arc<Worker>) {
     let mut bytes = vec![0; 64 << 10];
     loop {
         // With the worker gone and no one to read, an escaped grandchild that holds the pipe is nobody's concern.
@@ -237,7 +149,7 @@ impl Buffer {
 /// ```
 #[derive(Debug)]
 pub struct PipeReader {
-    output: Arc<Output>,
+    output: Arc<OutputPipe>,
     owner: i32,
 }
 
@@ -274,53 +186,5 @@ impl Drop for PipeReader {
         if self.owner == sys::process::pid() {
             self.output.release();
         }
-    }
-}
-
-/// Writes to a worker's stdin; dropping it, or shutting it down, is the end of the input. Works on any runtime.
-#[derive(Debug)]
-pub struct PipeWriter {
-    pipe: Option<pipe::Sender>,
-    owner: i32,
-}
-
-impl PipeWriter {
-    pub(super) fn new(driver: &Driver, pipe: OwnedFd) -> io::Result<Self> {
-        let pipe = driver.enter(|| pipe::Sender::from_owned_fd(pipe))?;
-        Ok(Self { pipe: Some(pipe), owner: sys::process::pid() })
-    }
-
-    fn pipe(&mut self) -> io::Result<Pin<&mut pipe::Sender>> {
-        self.pipe.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::BrokenPipe.into())
-    }
-
-    fn close(&mut self) {
-        let pipe = self.pipe.take();
-        // A fork of the parent shares the reactor's kernel object: leaving would unregister the parent's pipe.
-        if self.owner != sys::process::pid() {
-            std::mem::forget(pipe);
-        }
-    }
-}
-
-impl Drop for PipeWriter {
-    fn drop(&mut self) {
-        self.close();
-    }
-}
-
-impl AsyncWrite for PipeWriter {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let pipe = self.pipe()?;
-        sys::signal::without_sigpipe(|| pipe.poll_write(context, bytes))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.pipe()?.poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.close();
-        Poll::Ready(Ok(()))
     }
 }
