@@ -13,9 +13,10 @@ mod zygote;
 pub use error::{Coded, Error, StartError, TaskId};
 pub use model::{CapturedError, ExitStatus, Frame, Latency, PanicReport, Phase, Signal, State, Usage};
 pub use parent::{
-    Finished, MAX_PROCESSES, Map, Metrics, Open, PipeReader, PipeWriter, Pool, PoolBuilder, PoolOpen, PoolRun,
-    PoolTask, Process, Relay, Run, Stdio, Task, WARM_WORKERS, Wait, Zygote, ZygoteBuilder, block_on, default_zygote,
-    init, open_blocking_in_process, open_in_process, relay_signals, run_blocking_in_process, run_in_process,
+    Captured, Finished, MAX_PROCESSES, Map, Metrics, Open, Output, PipeReader, PipeWriter, Pool, PoolBuilder, PoolOpen,
+    PoolRun, PoolTask, Process, Relay, Run, RunOutput, Stdio, Task, WARM_WORKERS, Wait, Zygote, ZygoteBuilder,
+    block_on, default_zygote, init, open_blocking_in_process, open_in_process, relay_signals, run_blocking_in_process,
+    run_in_process,
 };
 pub use pass::{Bytes, Descriptor, Fd, Shared, SharedBuilder};
 pub use task::{AsyncTask, BlockingTask, Runtime, WorkerTask};

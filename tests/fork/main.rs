@@ -28,6 +28,7 @@ mod neighbours;
 mod options;
 mod oracle;
 mod orphans;
+mod output;
 mod pipes;
 mod pool;
 mod pool_tasks;
@@ -70,6 +71,7 @@ fn cases() -> Vec<Case> {
         neighbours::CASES,
         options::CASES,
         orphans::CASES,
+        output::CASES,
         pipes::CASES,
         pool::CASES,
         pool_tasks::CASES,

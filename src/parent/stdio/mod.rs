@@ -3,12 +3,14 @@
 //! A pipe that the worker writes is always read by the driver: into a buffer while somebody may still read it, into
 //! nothing when the buffer is full and nobody does. So a worker that prints never waits for a caller that does not read.
 
+mod output;
 mod reader;
 mod setting;
 mod writer;
 
+pub use output::{Captured, Output, RunOutput};
 pub(super) use reader::OutputPipe;
 pub use reader::PipeReader;
 pub use setting::Stdio;
-pub(super) use setting::{Pipes, open};
+pub(super) use setting::{OUTPUT_LIMIT, Outlet, Pipes, open};
 pub use writer::PipeWriter;

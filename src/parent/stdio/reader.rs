@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    future::poll_fn,
     io,
     os::fd::OwnedFd,
     pin::Pin,
@@ -18,23 +19,31 @@ use tokio::{
 use super::super::{driver::Driver, race::race, worker::Worker};
 use crate::sys;
 
-/// How much of a pipe's output is kept while nobody reads it.
+/// How much a reader that is slow may leave unread before the worker is held up.
 const BUFFER: usize = 1 << 20;
+/// What is read at a time.
+const PIECE: usize = 64 << 10;
+/// After so many pieces it is the turn of whatever else the driver has to do.
+const PIECES: u64 = 8;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Buffer {
     bytes: VecDeque<u8>,
+    /// How much is kept for a reader that comes late.
+    limit: usize,
     /// Somebody holds a `PipeReader`: then a full buffer holds the worker up, as a pipe does.
     taken: bool,
     /// Nobody reads it, or ever will.
     released: bool,
+    /// The worker is gone, and what it left in the pipe has been read.
+    settled: bool,
     ended: bool,
     dropped: u64,
     reader: Option<Waker>,
 }
 
 /// What the driver read from a worker's stdout or stderr.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(in crate::parent) struct OutputPipe {
     buffer: Mutex<Buffer>,
     /// The reader made room, or went away.
@@ -47,13 +56,14 @@ impl OutputPipe {
     }
 
     /// Starts to read a pipe, on the driver.
-    pub(in crate::parent) fn read(
+    pub(super) fn read(
         driver: &'static Driver,
         pipe: OwnedFd,
         worker: Arc<Worker>,
+        limit: usize,
     ) -> io::Result<Arc<Self>> {
         let pipe = driver.enter(|| pipe::Receiver::from_owned_fd(pipe))?;
-        let output = Arc::new(Self::default());
+        let output = Arc::new(Self { buffer: Mutex::new(Buffer::new(limit)), changed: Notify::new() });
         driver.spawn(pump(pipe, output.clone(), worker));
         Ok(output)
     }
@@ -72,23 +82,54 @@ impl OutputPipe {
         }
         self.changed.notify_one();
     }
+
+    /// Waits for all that the worker writes, and gives what was kept of it and how much was not. Not for what others
+    /// write who hold the pipe when the worker is gone: they may hold it for ever.
+    pub(super) async fn whole(&self) -> (Vec<u8>, u64) {
+        poll_fn(|context| {
+            let mut buffer = self.buffer();
+            if buffer.ended || buffer.settled {
+                return Poll::Ready((std::mem::take(&mut buffer.bytes).into(), buffer.dropped));
+            }
+            buffer.reader = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
 }
 
 /// Reads a pipe to its end, whatever becomes of the bytes.
 async fn pump(pipe: pipe::Receiver, output: Arc<OutputPipe>, worker: Arc<Worker>) {
-    let mut bytes = vec![0; 64 << 10];
-    loop {
+    let mut bytes = vec![0; PIECE];
+    let mut rest = Rest::default();
+    for turn in 1_u64.. {
+        if turn % PIECES == 0 {
+            // A pipe that is never empty would keep this thread.
+            tokio::task::yield_now().await;
+        }
+        let gone = worker.status.borrow().exit.is_some();
+        let (room, released, settled) = {
+            let buffer = output.buffer();
+            (buffer.room(), buffer.released, buffer.settled)
+        };
         // With the worker gone and no one to read, an escaped grandchild that holds the pipe is nobody's concern.
-        if output.buffer().released && worker.status.borrow().exit.is_some() {
+        if released && gone {
             return;
         }
-        if output.buffer().room() == 0 {
+        if room == 0 {
             output.changed.notified().await;
+            continue;
+        }
+        if gone && !settled {
+            match rest.read(&pipe, &mut bytes[..room.min(PIECE)]) {
+                Some(n) => output.buffer().keep(&bytes[..n]),
+                None => output.buffer().settle(),
+            }
             continue;
         }
         race(pipe.readable(), race(output.changed.notified(), worker_gone(&worker))).await;
         // Only now: somebody may have taken the reader meanwhile, and misses nothing that is read from here on.
-        let room = output.buffer().room().min(bytes.len());
+        let room = output.buffer().room().min(PIECE);
         match pipe.try_read(&mut bytes[..room]) {
             _ if room == 0 => {}
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
@@ -109,7 +150,38 @@ async fn worker_gone(worker: &Worker) {
     worker.wait_until(|status| status.exit.is_some()).await;
 }
 
+/// What a worker that is gone left in its pipe.
+///
+/// All of it is there, so it is read without the reactor, which may not have noticed yet; and counted when the worker was
+/// seen to be gone, since a grandchild that holds the pipe may fill it again for ever.
+#[derive(Default)]
+struct Rest(Option<usize>);
+
+impl Rest {
+    /// Reads some of it: `None` when there is no more.
+    fn read(&mut self, pipe: &pipe::Receiver, bytes: &mut [u8]) -> Option<usize> {
+        let left = self.0.get_or_insert_with(|| sys::fd::unread(pipe).unwrap_or(0));
+        let most = bytes.len().min(*left);
+        let n = sys::fd::read(pipe, &mut bytes[..most]).ok().filter(|&n| n > 0)?;
+        *left -= n;
+        Some(n)
+    }
+}
+
 impl Buffer {
+    fn new(limit: usize) -> Self {
+        Self {
+            bytes: VecDeque::new(),
+            limit,
+            taken: false,
+            released: false,
+            settled: false,
+            ended: false,
+            dropped: 0,
+            reader: None,
+        }
+    }
+
     /// How much may be read now.
     fn room(&self) -> usize {
         if self.taken { BUFFER.saturating_sub(self.bytes.len()) } else { usize::MAX }
@@ -119,9 +191,16 @@ impl Buffer {
         if self.released {
             return;
         }
-        let keep = bytes.len().min(BUFFER.saturating_sub(self.bytes.len()));
+        // For a reader that is there no more is read than there is room.
+        let room = if self.taken { bytes.len() } else { self.limit.saturating_sub(self.bytes.len()) };
+        let keep = bytes.len().min(room);
         self.bytes.extend(&bytes[..keep]);
         self.dropped += (bytes.len() - keep) as u64;
+        self.wake();
+    }
+
+    fn settle(&mut self) {
+        self.settled = true;
         self.wake();
     }
 
