@@ -12,6 +12,8 @@ mod zygote;
 
 pub use error::{Coded, Error, StartError, TaskId};
 pub use model::{CapturedError, ExitStatus, Frame, Latency, PanicReport, Phase, Signal, State, Usage};
+#[cfg(feature = "tracing")]
+pub use parent::flush_traced;
 pub use parent::{
     Captured, Finished, MAX_PROCESSES, Map, Metrics, Open, Output, PipeReader, PipeWriter, Pool, PoolBuilder, PoolOpen,
     PoolRun, PoolTask, Process, Relay, Run, RunOutput, Stdio, Task, WARM_WORKERS, Wait, Zygote, ZygoteBuilder,

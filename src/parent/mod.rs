@@ -9,6 +9,8 @@ mod conversation;
 mod decode;
 mod dispatch;
 mod driver;
+#[cfg(feature = "tracing")]
+mod events;
 mod inherited;
 mod init;
 mod launch;
@@ -37,6 +39,8 @@ pub use metrics::{Finished, Metrics};
 pub use pool::{Map, Pool, PoolBuilder, PoolOpen, PoolRun, PoolTask};
 pub use process::{Process, Wait};
 pub use relay::{Relay, relay_signals};
+#[cfg(feature = "tracing")]
+pub use stdio::flush_traced;
 pub use stdio::{Captured, Output, PipeReader, PipeWriter, RunOutput, Stdio};
 pub use task::{Open, Run, Task};
 pub use zygote::{MAX_PROCESSES, WARM_WORKERS, Zygote, ZygoteBuilder};

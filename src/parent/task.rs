@@ -371,6 +371,9 @@ impl Task {
         if let Some(dir) = self.options.current_dir.as_ref().filter(|dir| dir.as_bytes().contains(&0)) {
             return Err(format!("the directory {dir:?} contains a zero byte"));
         }
+        if self.stdio[0].as_ref().is_some_and(Stdio::is_traced) {
+            return Err("stdin has no lines to trace: only stdout and stderr can be `Stdio::traced`".to_owned());
+        }
         Ok(())
     }
 }

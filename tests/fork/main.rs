@@ -44,6 +44,8 @@ mod stdio;
 mod stopping;
 mod surroundings;
 mod tools;
+#[cfg(feature = "tracing")]
+mod traced;
 mod warm;
 
 use harness::Case;
@@ -88,6 +90,8 @@ fn cases() -> Vec<Case> {
         stdio::CASES,
         stopping::CASES,
         surroundings::CASES,
+        #[cfg(feature = "tracing")]
+        traced::CASES,
         warm::CASES,
     ]
     .concat()
@@ -103,6 +107,8 @@ fn helpers() -> Vec<Case> {
         orphans::HELPERS,
         seed_relay::HELPERS,
         surroundings::HELPERS,
+        #[cfg(feature = "tracing")]
+        traced::HELPERS,
         warm::HELPERS,
     ]
     .concat()

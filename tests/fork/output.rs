@@ -55,7 +55,7 @@ fn ends(how: String) -> String {
             std::process::abort()
         }
         "exited" => std::process::exit(3),
-        "cancelled" => match worker::cancel_blocking() {},
+        "cancelled" => worker::cancel_blocking(),
         other => unreachable!("{other}"),
     }
     how

@@ -6,6 +6,8 @@
 mod output;
 mod reader;
 mod setting;
+#[cfg(feature = "tracing")]
+mod traced;
 mod writer;
 
 pub use output::{Captured, Output, RunOutput};
@@ -13,4 +15,6 @@ pub(super) use reader::OutputPipe;
 pub use reader::PipeReader;
 pub use setting::Stdio;
 pub(super) use setting::{OUTPUT_LIMIT, Outlet, Pipes, open};
+#[cfg(feature = "tracing")]
+pub use traced::flush_traced;
 pub use writer::PipeWriter;

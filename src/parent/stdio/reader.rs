@@ -22,9 +22,9 @@ use crate::sys;
 /// How much a reader that is slow may leave unread before the worker is held up.
 const BUFFER: usize = 1 << 20;
 /// What is read at a time.
-const PIECE: usize = 64 << 10;
+pub(super) const PIECE: usize = 64 << 10;
 /// After so many pieces it is the turn of whatever else the driver has to do.
-const PIECES: u64 = 8;
+pub(super) const PIECES: u64 = 8;
 
 #[derive(Debug)]
 struct Buffer {
@@ -143,7 +143,7 @@ async fn pump(pipe: pipe::Receiver, output: Arc<OutputPipe>, worker: Arc<Worker>
 }
 
 /// Ready once, when the worker goes; never if it is gone already.
-async fn worker_gone(worker: &Worker) {
+pub(super) async fn worker_gone(worker: &Worker) {
     if worker.status.borrow().exit.is_some() {
         return std::future::pending().await;
     }
@@ -155,11 +155,11 @@ async fn worker_gone(worker: &Worker) {
 /// All of it is there, so it is read without the reactor, which may not have noticed yet; and counted when the worker was
 /// seen to be gone, since a grandchild that holds the pipe may fill it again for ever.
 #[derive(Default)]
-struct Rest(Option<usize>);
+pub(super) struct Rest(Option<usize>);
 
 impl Rest {
     /// Reads some of it: `None` when there is no more.
-    fn read(&mut self, pipe: &pipe::Receiver, bytes: &mut [u8]) -> Option<usize> {
+    pub(super) fn read(&mut self, pipe: &pipe::Receiver, bytes: &mut [u8]) -> Option<usize> {
         let left = self.0.get_or_insert_with(|| sys::fd::unread(pipe).unwrap_or(0));
         let most = bytes.len().min(*left);
         let n = sys::fd::read(pipe, &mut bytes[..most]).ok().filter(|&n| n > 0)?;

@@ -6,6 +6,8 @@ use std::{
     sync::Arc,
 };
 
+#[cfg(feature = "tracing")]
+use super::traced::Tracer;
 use super::{
     super::{driver::Driver, worker::Worker},
     reader::OutputPipe,
@@ -32,6 +34,9 @@ enum Repr {
     Null,
     Piped,
     Fd(Arc<OwnedFd>),
+    /// At a level of its own, or that of the stream.
+    #[cfg(feature = "tracing")]
+    Traced(Option<tracing::Level>),
 }
 
 impl Stdio {
@@ -52,6 +57,62 @@ impl Stdio {
     /// never held up.
     pub fn piped() -> Self {
         Self(Repr::Piped)
+    }
+
+    /// For stdout and stderr, with the feature `tracing`: every line becomes a `tracing` event of this program, with the
+    /// line as its message; lines of stdout at the level `INFO`, of stderr at `WARN`.
+    ///
+    /// The target is `tokio_run_in_process::stdio`, and the fields are `task` (its name), `pid` and `stream` (`stdout` or
+    /// `stderr`). A line of more than 16 KiB becomes several events, all but the last with `cut = true`. What is not
+    /// UTF-8 is replaced. The events belong to the span and go to the subscriber that were current when the task was
+    /// run or opened.
+    ///
+    /// They are made on a thread that the library starts for it, soon after the line was printed and perhaps after the
+    /// task's outcome: see [`flush_traced`](crate::flush_traced). A subscriber that is slower than the task costs lines:
+    /// up to 1 MiB waits for it, what is more is dropped, and an event at `WARN` says where and how much (`dropped`). What
+    /// a grandchild prints after the task's process is gone is not read.
+    ///
+    /// ```
+    /// use tokio_run_in_process::{Stdio, Task, block_on};
+    ///
+    /// async fn work() {
+    ///     println!("half done"); // INFO tokio_run_in_process::stdio: half done task="worker" pid=4711 stream="stdout"
+    /// }
+    ///
+    /// // Install a subscriber here.
+    /// block_on(async {
+    ///     let task = Task::new().name("worker").stdout(Stdio::traced()).stderr(Stdio::traced());
+    ///     task.run(work, ()).await.unwrap();
+    /// })
+    /// .unwrap();
+    /// ```
+    #[cfg(feature = "tracing")]
+    pub fn traced() -> Self {
+        Self(Repr::Traced(None))
+    }
+
+    /// The same at a level of one's choice.
+    ///
+    /// ```
+    /// use tokio_run_in_process::{Stdio, Task, block_on};
+    ///
+    /// block_on(async {
+    ///     let task = Task::new().stderr(Stdio::traced_at(tracing::Level::ERROR));
+    ///     task.run(async || eprintln!("this is serious"), ()).await.unwrap();
+    /// })
+    /// .unwrap();
+    /// ```
+    #[cfg(feature = "tracing")]
+    pub fn traced_at(level: tracing::Level) -> Self {
+        Self(Repr::Traced(Some(level)))
+    }
+
+    pub(in crate::parent) fn is_traced(&self) -> bool {
+        match self.0 {
+            #[cfg(feature = "tracing")]
+            Repr::Traced(_) => true,
+            _ => false,
+        }
     }
 }
 
@@ -78,21 +139,33 @@ pub(in crate::parent) struct Pipes {
     pub(in crate::parent) outputs: [Option<Outlet>; 2],
 }
 
-/// A pipe that the worker writes, and what is done with what it writes.
+/// A pipe that the worker writes, and what becomes of what it writes.
 #[derive(Debug)]
 pub(in crate::parent) struct Outlet {
     pipe: OwnedFd,
-    limit: usize,
+    to: Sink,
+}
+
+#[derive(Debug)]
+enum Sink {
+    /// A buffer, up to so many bytes while nobody reads it.
+    Buffer(usize),
+    #[cfg(feature = "tracing")]
+    Events(Tracer),
 }
 
 impl Outlet {
-    /// Lets the driver read it.
+    /// Lets the driver read it. Gives it if somebody may read it here.
     pub(in crate::parent) fn connect(
         self,
         driver: &'static Driver,
         worker: Arc<Worker>,
     ) -> io::Result<Option<Arc<OutputPipe>>> {
-        OutputPipe::read(driver, self.pipe, worker, self.limit).map(Some)
+        match self.to {
+            Sink::Buffer(limit) => OutputPipe::read(driver, self.pipe, worker, limit).map(Some),
+            #[cfg(feature = "tracing")]
+            Sink::Events(tracer) => tracer.connect(driver, self.pipe, worker).map(|()| None),
+        }
     }
 }
 
@@ -108,6 +181,9 @@ pub(in crate::parent) fn open(
         let Some(Stdio(setting)) = setting else { continue };
         let fd = match (setting, number) {
             (Repr::Null, 0) | (Repr::Inherit, 1 | 2) => continue,
+            // The task refuses it.
+            #[cfg(feature = "tracing")]
+            (Repr::Traced(_), 0) => continue,
             (Repr::Null, _) => null.clone(),
             (Repr::Inherit, _) => Arc::new(io::stdin().as_fd().try_clone_to_owned()?),
             (Repr::Fd(fd), _) => fd.clone(),
@@ -116,14 +192,19 @@ pub(in crate::parent) fn open(
                 pipes.stdin = Some(write);
                 Arc::new(read)
             }
-            (Repr::Piped, _) => {
-                let (pipe, write) = sys::fd::pipe()?;
-                pipes.outputs[number - 1] = Some(Outlet { pipe, limit });
-                Arc::new(write)
-            }
+            (Repr::Piped, _) => outlet(&mut pipes, number, Sink::Buffer(limit))?,
+            #[cfg(feature = "tracing")]
+            (Repr::Traced(level), _) => outlet(&mut pipes, number, Sink::Events(Tracer::here(number, *level)))?,
         };
         replaced[number] = true;
         fds.push(fd);
     }
     Ok((replaced, fds, pipes))
+}
+
+/// Makes a pipe for stdout (1) or stderr (2), and gives the worker's end.
+fn outlet(pipes: &mut Pipes, number: usize, to: Sink) -> io::Result<Arc<OwnedFd>> {
+    let (pipe, write) = sys::fd::pipe()?;
+    pipes.outputs[number - 1] = Some(Outlet { pipe, to });
+    Ok(Arc::new(write))
 }
