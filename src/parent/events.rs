@@ -121,3 +121,52 @@ pub(super) fn wait(limit: Duration, done: impl Fn() -> bool) -> bool {
     }
     true
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+        mpsc,
+    };
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    /// One test: there is one queue.
+    #[test]
+    fn events_are_told_in_order_unless_there_are_too_many() {
+        let told = Arc::new(AtomicUsize::new(0));
+        let count = |n: usize| {
+            let told = told.clone();
+            move || assert_eq!(told.fetch_add(1, SeqCst), n)
+        };
+        assert!(tell(1, count(0)) && tell(1, || panic!("as asked")) && tell(1, count(1)));
+        assert!(wait(LONG, || true));
+        assert_eq!(told.load(SeqCst), 2);
+        assert!(!wait(Duration::from_millis(1), || false));
+
+        // While one blocks the rest waits, as much as fits.
+        let (unblock, blocked) = mpsc::channel::<()>();
+        tell_surely(move || blocked.recv().unwrap());
+        assert!(tell(LIMIT - 1, count(2)) && tell(1, count(3)));
+        let refused = Arc::new(());
+        let held = refused.clone();
+        assert!(!tell(1, move || drop(held)));
+        assert_eq!(Arc::strong_count(&refused), 1, "it is not kept");
+        tell_surely(count(4));
+        assert!(!wait(Duration::from_millis(1), || true));
+        unblock.send(()).unwrap();
+        assert!(wait(LONG, || told.load(SeqCst) == 5));
+        assert_eq!(queue().cost, 0);
+
+        // The thread goes when there is nothing to tell, and comes back.
+        let start = Instant::now();
+        while queue().served {
+            assert!(start.elapsed() < LONG);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(tell(1, count(5)) && wait(LONG, || told.load(SeqCst) == 6));
+    }
+}

@@ -29,6 +29,7 @@ mod options;
 mod oracle;
 mod orphans;
 mod output;
+mod output_faults;
 mod pipes;
 mod pool;
 mod pool_tasks;
@@ -46,6 +47,10 @@ mod surroundings;
 mod tools;
 #[cfg(feature = "tracing")]
 mod traced;
+#[cfg(feature = "tracing")]
+mod traced_faults;
+#[cfg(feature = "tracing")]
+mod traced_log;
 mod warm;
 
 use harness::Case;
@@ -74,6 +79,7 @@ fn cases() -> Vec<Case> {
         options::CASES,
         orphans::CASES,
         output::CASES,
+        output_faults::CASES,
         pipes::CASES,
         pool::CASES,
         pool_tasks::CASES,
@@ -92,6 +98,8 @@ fn cases() -> Vec<Case> {
         surroundings::CASES,
         #[cfg(feature = "tracing")]
         traced::CASES,
+        #[cfg(feature = "tracing")]
+        traced_faults::CASES,
         warm::CASES,
     ]
     .concat()

@@ -3,43 +3,33 @@
 use std::{
     collections::HashSet,
     io::{Read, Write},
-    os::unix::process::CommandExt,
-    process::Command,
     time::Duration,
 };
 
 use tokio_run_in_process::{Captured, Error, Output, Signal, Stdio, Task, Zygote, worker};
 
 use crate::{
-    harness::{eventually, is_alive, multi_thread, send_signal},
-    oracle::{scratch, undisturbed, undisturbed_with},
-    orphans::Life,
+    harness::{multi_thread, send_signal},
+    oracle::{undisturbed, undisturbed_with},
+    output_faults::{MB, floods},
     runtimes::{block_on, elsewhere},
     seed::{hear, runtimes, say, sleep_for_ever},
     stdio::file,
-    tools::Notes,
 };
 
 crate::cases![
     every_outcome_has_its_output,
     the_output_of_a_task_that_does_not_begin,
     a_task_that_times_out_has_said_something,
-    d60_a_flood_on_both_streams_is_capped,
-    d60_a_flood_that_is_cut_off,
     an_output_limit_holds_for_a_process_too,
     streams_that_were_set_go_where_they_were_set_to,
     output_without_tokio,
     waiting_with_output_for_a_process,
-    d58_a_grandchild_that_keeps_the_streams_is_not_waited_for,
-    output_that_nobody_waits_for_any_more,
-    output_when_the_zygote_is_lost,
     output_without_a_zygote;
     60 => many_outputs_are_nobody_elses,
 ];
 
-const MB: u64 = 1 << 20;
-
-fn texts<T>(output: &Output<T>) -> (&str, &str) {
+pub(crate) fn texts<T>(output: &Output<T>) -> (&str, &str) {
     (std::str::from_utf8(&output.stdout.bytes).unwrap(), std::str::from_utf8(&output.stderr.bytes).unwrap())
 }
 
@@ -148,67 +138,6 @@ fn a_task_that_times_out_has_said_something() {
     });
 }
 
-/// Writes so many megabytes to both streams at once: where each byte belongs can be told.
-fn floods(megabytes: u64) {
-    let flood = |mut stream: Box<dyn Write>| {
-        let megabyte: Vec<u8> = (0..MB).map(|n| u8::try_from(n % 251).unwrap()).collect();
-        (0..megabytes).for_each(|_| stream.write_all(&megabyte).unwrap());
-        stream.flush().unwrap();
-    };
-    std::thread::scope(|scope| {
-        scope.spawn(|| flood(Box::new(std::io::stdout())));
-        scope.spawn(|| flood(Box::new(std::io::stderr())));
-    });
-}
-
-/// Whether it is the beginning of a flood.
-fn is_beginning(captured: &Captured, kept: u64) {
-    assert_eq!(captured.bytes.len() as u64, kept);
-    let fits = captured.bytes.iter().enumerate().all(|(n, &byte)| usize::from(byte) == n % MB as usize % 251);
-    assert!(fits, "other bytes");
-}
-
-/// How much memory this program has mapped at most so far, in bytes.
-fn peak() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
-}
-
-fn d60_a_flood_on_both_streams_is_capped() {
-    undisturbed(|| async {
-        let before = peak();
-        let output = Task::new().output_blocking(floods, 200).await;
-        output.result.unwrap();
-        for captured in [output.stdout, output.stderr] {
-            is_beginning(&captured, MB);
-            assert_eq!((captured.dropped, captured.total()), (199 * MB, 200 * MB));
-        }
-        let grown = peak() - before;
-        assert!(grown < 64 * MB, "{grown} bytes more for two megabytes that are kept");
-        for (limit, kept) in [(0, 0), (1, 1), (100_000, 100_000), (3 * MB, 3 * MB), (u64::MAX, 3 * MB)] {
-            let output = Task::new().output_limit(limit).output_blocking(floods, 3).await;
-            output.result.unwrap();
-            for captured in [output.stdout, output.stderr] {
-                is_beginning(&captured, kept);
-                assert_eq!(captured.total(), 3 * MB);
-            }
-        }
-    });
-}
-
-fn d60_a_flood_that_is_cut_off() {
-    undisturbed(|| async {
-        let task = Task::new().timeout(Duration::from_millis(300)).output_limit(100);
-        let output = task.output_blocking(floods, u64::MAX).await;
-        assert!(output.result.unwrap_err().is_timeout());
-        for captured in [output.stdout, output.stderr] {
-            is_beginning(&captured, 100);
-            assert!(captured.dropped > 0);
-        }
-    });
-}
-
 fn an_output_limit_holds_for_a_process_too() {
     undisturbed(|| async {
         let task = Task::new().stdout(Stdio::piped()).output_limit(10);
@@ -308,94 +237,6 @@ fn waiting_with_output_for_a_process() {
         let (output, ()) = tokio::join!(process.wait_with_output(), async { send_signal(pid, libc::SIGKILL) });
         assert_eq!(texts(&output), ("", "ready\n"));
         assert_eq!(output.result.unwrap_err().signal(), Some(Signal::KILL));
-    });
-}
-
-/// Starts a program in a session of its own that holds the streams, and gives its pid.
-fn leave_behind(script: String) -> u32 {
-    let mut command = Command::new("sh");
-    let own_session = || {
-        // SAFETY: touches no memory; async-signal-safe.
-        unsafe { libc::setsid() };
-        Ok(())
-    };
-    // SAFETY: only async-signal-safe calls.
-    unsafe { command.pre_exec(own_session) };
-    // Before anything of the program's.
-    say("left");
-    eprintln!("behind");
-    command.args(["-c", &script]).spawn().unwrap().id()
-}
-
-fn d58_a_grandchild_that_keeps_the_streams_is_not_waited_for() {
-    undisturbed(|| async {
-        // The second one never lets the streams run empty.
-        for script in ["exec sleep 60", "yes >&2 & exec yes"] {
-            let output = Task::new().output_blocking(leave_behind, script.to_owned()).await;
-            let left = *output.result.as_ref().unwrap();
-            // One that writes ends when nobody reads it any more.
-            assert!(is_alive(left) || script.contains("yes"));
-            assert!(output.stdout.bytes.starts_with(b"left\n"));
-            assert!(output.stderr.bytes.starts_with(b"behind\n"));
-            // SAFETY: touches no memory.
-            let _ = unsafe { libc::kill(-i32::try_from(left).unwrap(), libc::SIGKILL) };
-            eventually("it is gone", || !is_alive(left)).await;
-        }
-    });
-}
-
-fn output_that_nobody_waits_for_any_more() {
-    undisturbed(|| async {
-        let notes = Notes::new("dropped");
-        let path = notes.path();
-        let begins = async |path: String| {
-            println!("some");
-            std::fs::write(path, format!(" pid={} ", std::process::id())).unwrap();
-            std::future::pending::<()>().await;
-        };
-        let waiting = tokio::spawn(Task::new().output(begins, path));
-        notes.say("pid=").await;
-        let pid = notes.pids()[0];
-        waiting.abort();
-        assert!(waiting.await.unwrap_err().is_cancelled());
-        eventually("the task is ended", || !is_alive(pid)).await;
-    });
-}
-
-fn output_when_the_zygote_is_lost() {
-    let zygote = Zygote::builder().start().unwrap();
-    multi_thread().block_on(async {
-        let path = scratch("lost");
-        let waits = |path: String, how: String| {
-            println!("begun");
-            std::fs::write(format!("{path}-{how}"), "").unwrap();
-            while !std::path::Path::new(&path).exists() {
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            println!("went on");
-            if how == "aborts" {
-                std::io::stdout().flush().unwrap();
-                std::process::abort();
-            }
-        };
-        let run = |how: &str| tokio::spawn(zygote.task().output_blocking(waits, (path.clone(), how.to_owned())));
-        let (returns, aborts) = (run("returns"), run("aborts"));
-        for how in ["returns", "aborts"] {
-            let begun = format!("{path}-{how}");
-            eventually("it has begun", || std::path::Path::new(&begun).exists()).await;
-            std::fs::remove_file(begun).unwrap();
-        }
-        let life = Life::of(zygote.pid());
-        life.kill();
-        eventually("the zygote is gone", || life.is_over()).await;
-        std::fs::write(&path, "").unwrap();
-        let output = returns.await.unwrap();
-        output.result.as_ref().unwrap();
-        assert_eq!(texts(&output), ("begun\nwent on\n", ""));
-        let output = aborts.await.unwrap();
-        output.result.as_ref().unwrap_err();
-        assert_eq!(texts(&output), ("begun\nwent on\n", ""));
-        std::fs::remove_file(&path).unwrap();
     });
 }
 

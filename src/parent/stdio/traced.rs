@@ -261,3 +261,25 @@ pub fn flush_traced(limit: Duration) -> bool {
         })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::WorkerId;
+
+    #[test]
+    fn there_is_room_for_so_many_streams() {
+        let stream = || {
+            let worker = Worker::new(WorkerId(1), "task".into());
+            let tracer = Tracer::here(1, None);
+            Arc::new(Traced { worker, tracer, lines: Mutex::default(), waiting: AtomicUsize::new(0) })
+        };
+        let mut open = Open::default();
+        let first = stream();
+        assert!(open.add(&first));
+        assert!((1..STREAMS).all(|_| open.add(&stream())));
+        assert!(!open.add(&stream()));
+        open.remove(&first);
+        assert!(open.add(&stream()) && !open.add(&first));
+    }
+}
