@@ -68,8 +68,14 @@ fn d60_a_subscriber_that_blocks_holds_nothing_up() {
     install();
     undisturbed(|| async {
         BLOCKED.store(true, SeqCst);
-        traced().run_blocking(talks, ()).await.unwrap();
+        let waits = async || {
+            talks();
+            std::future::pending::<()>().await;
+        };
+        let process = traced().open(waits, ()).await.unwrap();
         eventually("it blocks", || WAITING.load(SeqCst)).await;
+        // What it is told of is not locked meanwhile.
+        process.shutdown().await;
         // More than all that is kept of them.
         for _ in 0..20 {
             traced().name("flood").run_blocking(floods, 5).await.unwrap();

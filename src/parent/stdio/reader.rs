@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     future::poll_fn,
     io,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
@@ -159,8 +159,8 @@ pub(super) struct Rest(Option<usize>);
 
 impl Rest {
     /// Reads some of it: `None` when there is no more.
-    pub(super) fn read(&mut self, pipe: &pipe::Receiver, bytes: &mut [u8]) -> Option<usize> {
-        let left = self.0.get_or_insert_with(|| sys::fd::unread(pipe).unwrap_or(0));
+    pub(super) fn read(&mut self, pipe: impl AsFd, bytes: &mut [u8]) -> Option<usize> {
+        let left = self.0.get_or_insert_with(|| sys::fd::unread(&pipe).unwrap_or(0));
         let most = bytes.len().min(*left);
         let n = sys::fd::read(pipe, &mut bytes[..most]).ok().filter(|&n| n > 0)?;
         *left -= n;
@@ -265,5 +265,47 @@ impl Drop for PipeReader {
         if self.owner == sys::process::pid() {
             self.output.release();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn the_rest_is_what_is_there_when_it_is_asked_for() {
+        let (read, write) = sys::fd::pipe().unwrap();
+        let mut write = std::fs::File::from(write);
+        write.write_all(&[1; 100]).unwrap();
+        let (mut rest, mut bytes) = (Rest::default(), [0; 60]);
+        assert_eq!(rest.read(&read, &mut bytes), Some(60));
+        // Somebody else goes on.
+        write.write_all(&[2; 100]).unwrap();
+        assert_eq!(rest.read(&read, &mut bytes), Some(40));
+        assert!(bytes[..40] == [1; 40]);
+        assert_eq!(rest.read(&read, &mut bytes), None);
+        let (read, write) = sys::fd::pipe().unwrap();
+        assert_eq!(Rest::default().read(&read, &mut bytes), None, "nothing, and it does not wait");
+        drop(write);
+        assert_eq!(Rest::default().read(&read, &mut bytes), None);
+    }
+
+    #[test]
+    fn a_buffer_keeps_the_beginning_and_counts_the_rest() {
+        let mut buffer = Buffer::new(5);
+        buffer.keep(b"abc");
+        buffer.keep(b"defg");
+        assert_eq!((buffer.bytes.make_contiguous(), buffer.dropped), (&mut b"abcde"[..].to_vec()[..], 2));
+        assert_eq!(buffer.room(), usize::MAX);
+        // A reader that is there gets everything, and there is only so much room for it.
+        buffer.taken = true;
+        assert_eq!(buffer.room(), BUFFER - 5);
+        buffer.keep(b"hij");
+        assert_eq!((buffer.bytes.len(), buffer.dropped), (8, 2));
+        buffer.released = true;
+        buffer.keep(b"klm");
+        assert_eq!((buffer.bytes.len(), buffer.dropped), (8, 2));
     }
 }
