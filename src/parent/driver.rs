@@ -281,19 +281,29 @@ pub(super) async fn wait_for_pidfd(pidfd: OwnedFd) -> ExitStatus {
 /// A worker did not end by itself and is killed (SEED S28).
 pub(super) fn warn_killed(worker: &Worker, cause: Option<Cause>) {
     #[cfg(feature = "tracing")]
-    tracing::warn!(
-        task = &*worker.name,
-        pid = worker.status.borrow().pid,
-        reason = ?cause,
-        "the worker did not end by itself and is killed"
-    );
+    {
+        let (task, pid) = (worker.name.clone(), worker.status.borrow().pid);
+        warn(move || {
+            tracing::warn!(task = &*task, pid, reason = ?cause, "the worker did not end by itself and is killed");
+        });
+    }
     #[cfg(not(feature = "tracing"))]
     let _ = (worker, cause);
 }
 
 fn warn_zygote_lost(why: &io::Error) {
     #[cfg(feature = "tracing")]
-    tracing::warn!(error = %why, "a zygote is gone; another one takes its place");
+    {
+        let why = why.to_string();
+        warn(move || tracing::warn!(error = why, "a zygote is gone; another one takes its place"));
+    }
     #[cfg(not(feature = "tracing"))]
     let _ = why;
+}
+
+/// Not here: a subscriber is the program's code, and the roster may be locked.
+#[cfg(feature = "tracing")]
+fn warn(event: impl FnOnce() + Send + 'static) {
+    // About what it takes. If it does not fit, a subscriber blocks and would not hear it either.
+    let _ = super::events::tell(512, event);
 }

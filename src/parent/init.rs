@@ -90,6 +90,10 @@ pub fn default_zygote() -> Result<Zygote, Error> {
     DEFAULT.read().unwrap_or_else(PoisonError::into_inner).clone().ok_or(Error::NotInitialized)
 }
 
+/// How long the last words of tasks may take to become events.
+#[cfg(feature = "tracing")]
+const FLUSH: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// Starts the process-wide zygote, builds a multi-thread tokio runtime with I/O and timers, and runs a future on it: the
 /// whole of `main` for most programs.
 ///
@@ -108,7 +112,13 @@ pub fn default_zygote() -> Result<Zygote, Error> {
 pub fn block_on<F: Future>(future: F) -> Result<F::Output, StartError> {
     init()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    Ok(runtime.map_err(StartError::system("build the runtime"))?.block_on(future))
+    let runtime = runtime.map_err(StartError::system("build the runtime"))?;
+    let output = runtime.block_on(future);
+    // Its tasks may hold processes, which end with it.
+    drop(runtime);
+    #[cfg(feature = "tracing")]
+    super::stdio::flush_traced(FLUSH);
+    Ok(output)
 }
 
 /// Runs an async function in a fresh process and gives its result.

@@ -11,6 +11,8 @@ mod conversation;
 mod decode;
 mod dispatch;
 mod driver;
+#[cfg(feature = "tracing")]
+mod events;
 mod inherited;
 mod init;
 mod launch;
@@ -26,6 +28,7 @@ mod race;
 mod relay;
 mod roster;
 mod shutdown;
+mod start;
 mod stdio;
 mod succession;
 mod task;
@@ -44,6 +47,8 @@ pub use pool::{Map, Pool, PoolBuilder, PoolOpen, PoolRun, PoolTask};
 pub use preload::Preload;
 pub use process::{Process, Wait};
 pub use relay::{Relay, relay_signals};
-pub use stdio::{PipeReader, PipeWriter, Stdio};
+#[cfg(feature = "tracing")]
+pub use stdio::flush_traced;
+pub use stdio::{Captured, Output, PipeReader, PipeWriter, RunOutput, Stdio};
 pub use task::{Open, Run, Task};
 pub use zygote::{MAX_PROCESSES, WARM_WORKERS, Zygote, ZygoteBuilder};

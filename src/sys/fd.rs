@@ -2,12 +2,12 @@
 
 use std::{
     io, mem,
-    os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd},
 };
 
 use super::{
     caps::{Capability, has},
-    check, os,
+    check, check_size, os,
 };
 
 /// Makes sure that a descriptor is none of 0, 1, 2, which a program may have closed before it called us.
@@ -125,4 +125,18 @@ pub(crate) fn set_nonblocking(fd: RawFd, nonblocking: bool) -> io::Result<()> {
     let mut on = libc::c_int::from(nonblocking);
     // SAFETY: a live int, which the call reads.
     check(unsafe { libc::ioctl(fd, libc::FIONBIO, &raw mut on) }).map(drop)
+}
+
+/// How many bytes can be read from a pipe now.
+pub(crate) fn unread(pipe: impl AsFd) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: a live int, which the call sets.
+    check(unsafe { libc::ioctl(pipe.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut bytes) })?;
+    Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
+/// Reads from a pipe, whatever a reactor knows of it.
+pub(crate) fn read(pipe: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: the pointer and the length are those of a live buffer.
+    check_size(unsafe { libc::read(pipe.as_fd().as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) })
 }

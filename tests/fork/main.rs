@@ -29,6 +29,8 @@ mod neighbours;
 mod options;
 mod oracle;
 mod orphans;
+mod output;
+mod output_faults;
 mod pipes;
 mod pool;
 mod pool_tasks;
@@ -46,6 +48,12 @@ mod stdio;
 mod stopping;
 mod surroundings;
 mod tools;
+#[cfg(feature = "tracing")]
+mod traced;
+#[cfg(feature = "tracing")]
+mod traced_faults;
+#[cfg(feature = "tracing")]
+mod traced_log;
 mod warm;
 
 use harness::Case;
@@ -76,6 +84,8 @@ fn cases() -> Vec<Case> {
         neighbours::CASES,
         options::CASES,
         orphans::CASES,
+        output::CASES,
+        output_faults::CASES,
         pipes::CASES,
         pool::CASES,
         pool_tasks::CASES,
@@ -94,6 +104,10 @@ fn cases() -> Vec<Case> {
         stdio::CASES,
         stopping::CASES,
         surroundings::CASES,
+        #[cfg(feature = "tracing")]
+        traced::CASES,
+        #[cfg(feature = "tracing")]
+        traced_faults::CASES,
         warm::CASES,
     ]
     .concat()
@@ -109,6 +123,8 @@ fn helpers() -> Vec<Case> {
         orphans::HELPERS,
         seed_relay::HELPERS,
         surroundings::HELPERS,
+        #[cfg(feature = "tracing")]
+        traced::HELPERS,
         warm::HELPERS,
     ]
     .concat()
