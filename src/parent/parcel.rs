@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    sys::socket::{self, MAX_FDS},
+    sys::socket::{self, AT_ONCE, MAX_FDS},
     wire::{job::batches, rope::Rope},
 };
 
@@ -30,20 +30,26 @@ impl Parcel {
         self.rope.head_mut()
     }
 
-    /// Sends what fits of what is left after `sent` bytes, without waiting, and says how much is sent now.
+    /// Sends what fits of what is left after `sent` bytes, without waiting, and says how much is sent now. `true`: that is
+    /// all. `false`: there may be room for more, but others should have their turn first. A worker that reads as fast as
+    /// this sends would else keep the thread until the end.
     ///
     /// # Errors
     ///
     /// `WouldBlock`, or that nothing can be sent; what was sent before stays.
-    pub(super) fn send(&self, socket: BorrowedFd<'_>, sent: &mut usize) -> io::Result<()> {
+    pub(super) fn send(&self, socket: BorrowedFd<'_>, sent: &mut usize) -> io::Result<bool> {
+        let turn = *sent + AT_ONCE;
         while *sent < self.len() {
+            if *sent >= turn {
+                return Ok(false);
+            }
             *sent += self.send_some(socket, *sent)?;
         }
-        Ok(())
+        Ok(true)
     }
 
     fn send_some(&self, socket: BorrowedFd<'_>, sent: usize) -> io::Result<usize> {
-        let (slices, count) = self.rope.slices(sent);
+        let (slices, count) = self.rope.slices(sent, AT_ONCE);
         let fds = self.fds.lock().unwrap_or_else(PoisonError::into_inner);
         let batches = batches(fds.len(), MAX_FDS);
         // As the worker expects them: one byte for each full message of descriptors, then all the rest.

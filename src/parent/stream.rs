@@ -59,19 +59,22 @@ impl Stream {
         }
     }
 
-    /// Writes by `send`, as often as there is room, until it is done.
-    pub(super) async fn write(&self, mut send: impl FnMut(BorrowedFd<'_>) -> io::Result<()>) -> io::Result<()> {
+    /// Writes by `send`, as often as there is room and it has more, until it says that it is done.
+    pub(super) async fn write(&mut self, mut send: impl FnMut(BorrowedFd<'_>) -> io::Result<bool>) -> io::Result<()> {
         let Self::Writing(pipe) = self else { return Err(io::ErrorKind::InvalidInput.into()) };
         loop {
             pipe.writable().await?;
             match pipe.try_io(|| send(pipe.as_fd())) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                result => return result,
+                Ok(false) => tokio::task::yield_now().await,
+                result => return result.map(drop),
             }
         }
     }
 
-    /// Reads some bytes of a large body to their place.
+    /// Reads a large body to its place, and gives how many bytes came last: 0 if that was the end of the stream.
+    ///
+    /// Nothing is lost if it is dropped: it waits only while there is more to fill.
     pub(super) async fn fill(&mut self, reader: &mut Reader) -> io::Result<usize> {
         let Self::Reading(pipe) = self else { return Err(io::ErrorKind::InvalidInput.into()) };
         loop {
@@ -81,6 +84,12 @@ impl Stream {
             };
             match pipe.try_io(|| reader.fill(receive)) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(n) if n > 0 && reader.is_filling() => {
+                    // A worker that writes as fast as this reads would else keep the thread until the end.
+                    if n == socket::AT_ONCE {
+                        tokio::task::yield_now().await;
+                    }
+                }
                 result => return result,
             }
         }

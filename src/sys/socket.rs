@@ -15,6 +15,9 @@ use super::{
 /// Most descriptors that one message can carry (`SCM_MAX_FD`).
 pub(crate) const MAX_FDS: usize = 253;
 
+/// Most bytes that one call sends without waiting, or receives: half a millisecond's work.
+pub(crate) const AT_ONCE: usize = 1 << 20;
+
 /// A connected pair of stream sockets, closed on exec, numbered above stdio.
 pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let (a, b) = os::socket_pair()?;
@@ -183,7 +186,7 @@ pub(crate) fn send_all(socket: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<(
     Ok(())
 }
 
-/// Receives at most `most` bytes and appends them.
+/// Makes room for `most` bytes, receives some of them and appends them.
 pub(crate) fn receive_into(
     socket: BorrowedFd<'_>,
     bytes: &mut Vec<u8>,
@@ -192,7 +195,7 @@ pub(crate) fn receive_into(
     wait: bool,
 ) -> io::Result<Received> {
     memory::reserve(bytes, most)?;
-    let room = &mut bytes.spare_capacity_mut()[..most];
+    let room = &mut bytes.spare_capacity_mut()[..most.min(AT_ONCE)];
     let received = receive_raw(socket, room, fds, wait)?;
     let len = bytes.len() + received.bytes;
     // SAFETY: the kernel filled so many bytes of the room.

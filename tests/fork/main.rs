@@ -8,6 +8,7 @@
 mod abort;
 mod answers;
 mod begun;
+mod bytes;
 #[cfg(feature = "metrics")]
 mod facade;
 mod faults_cancel;
@@ -52,6 +53,7 @@ fn cases() -> Vec<Case> {
         abort::CASES,
         answers::CASES,
         begun::CASES,
+        bytes::CASES,
         #[cfg(feature = "metrics")]
         facade::CASES,
         faults_cancel::CASES,

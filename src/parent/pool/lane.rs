@@ -11,6 +11,7 @@ use tokio::runtime::{Handle, Id};
 
 use super::{
     super::{
+        conversation::NO_ROOM,
         driver::{self, Driver},
         parcel::is_out_of_descriptors,
         process::Process,
@@ -84,11 +85,12 @@ impl Lane {
             Line::Watched(stream, _) => job.parcel.send(stream.as_fd(), &mut sent),
             Line::Lost => return Err(LaneError::Unread),
         };
-        if matches!(&tried, Err(e) if e.kind() == io::ErrorKind::WouldBlock) {
-            tried = self.watch(true, job)?.write(|socket| job.parcel.send(socket, &mut sent)).await;
+        if matches!(tried, Ok(false)) || matches!(&tried, Err(e) if e.kind() == io::ErrorKind::WouldBlock) {
+            let write = self.watch(true, job)?.write(|socket| job.parcel.send(socket, &mut sent));
+            tried = write.await.map(|()| true);
         }
         match tried {
-            Ok(()) => {}
+            Ok(_) => {}
             Err(e) if is_out_of_descriptors(&e) => {
                 let (task, step) = (self.task_id(job), "send the descriptors of its job".to_owned());
                 return Err(LaneError::Ended(Error::Spawn { task, step, source: Arc::new(e) }));
@@ -106,6 +108,10 @@ impl Lane {
             let n = match read {
                 Ok((0, _)) => return Err(self.ended(&io::ErrorKind::UnexpectedEof.into(), job).await),
                 Ok((_, n)) => n,
+                Err(e) if e.kind() == io::ErrorKind::OutOfMemory => {
+                    let (task, reason) = (self.task_id(job), NO_ROOM.to_owned());
+                    return Err(LaneError::Ended(Error::Decode { task, what: Coded::Result, reason }));
+                }
                 Err(e) => return Err(self.ended(&e, job).await),
             };
             match reader.next(&mut &buffer[..n]) {
