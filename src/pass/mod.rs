@@ -7,6 +7,7 @@ mod bytes;
 mod fd;
 mod shared;
 
+pub(crate) use self::shared::let_go;
 pub use self::{
     bytes::Bytes,
     fd::{Descriptor, Fd},

@@ -22,6 +22,7 @@ use std::{
 use super::{farewell, panic, prologue::Job};
 use crate::{
     model::{Failure, Terminal},
+    pass,
     task::{BoxedTask, Encoded, Entry},
     wire::{frame, rope::Rope},
 };
@@ -52,6 +53,7 @@ pub(super) async fn serve(initializer: BoxedTask) -> Encoded {
         let (header, body) = frame::encode(terminal, Duration::ZERO);
         // A pool that is gone has ended this worker's line, which the next read says.
         let _ = farewell::send(line.as_fd(), &header, &body);
+        pass::let_go();
     }
 }
 

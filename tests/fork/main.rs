@@ -40,6 +40,7 @@ mod seed_limits;
 mod seed_outcomes;
 mod seed_relay;
 mod seed_signals;
+mod shared;
 mod stdio;
 mod stopping;
 mod surroundings;
@@ -85,6 +86,7 @@ fn cases() -> Vec<Case> {
         seed_outcomes::CASES,
         seed_relay::CASES,
         seed_signals::CASES,
+        shared::CASES,
         stdio::CASES,
         stopping::CASES,
         surroundings::CASES,
