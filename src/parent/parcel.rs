@@ -11,6 +11,9 @@ use crate::{
     wire::{job::batches, rope::Rope},
 };
 
+/// To free so many bytes takes milliseconds.
+const MUCH: usize = 32 << 20;
+
 /// Can be sent again, to another worker, until its descriptors were let go.
 pub(super) struct Parcel {
     rope: Rope,
@@ -66,6 +69,17 @@ impl Parcel {
         let fds = std::mem::take(&mut *self.fds.lock().unwrap_or_else(PoisonError::into_inner));
         // Not under the lock: to close a descriptor may take a while.
         drop(fds);
+    }
+}
+
+impl Drop for Parcel {
+    /// To free much memory takes long, which a runtime's thread has better uses for.
+    fn drop(&mut self) {
+        if self.rope.would_free() >= MUCH {
+            let rope = std::mem::take(&mut self.rope);
+            // Without a thread it is freed here.
+            let _ = std::thread::Builder::new().stack_size(64 << 10).spawn(move || drop(rope));
+        }
     }
 }
 

@@ -21,6 +21,12 @@ impl Rope {
         self.len
     }
 
+    /// How many bytes of memory nobody else has.
+    pub(crate) fn would_free(&self) -> usize {
+        let pieces = self.pieces.iter().map(|(_, piece)| piece);
+        self.own.len() + pieces.filter(|piece| piece.is_unique()).map(Bytes::len).sum::<usize>()
+    }
+
     pub(crate) fn extend(&mut self, bytes: &[u8]) {
         self.own.extend_from_slice(bytes);
         self.len += bytes.len();

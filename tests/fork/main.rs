@@ -17,6 +17,8 @@ mod faults_deaf;
 mod faults_pids;
 mod faults_task;
 mod faults_time;
+mod fds;
+mod fds_owned;
 mod forks;
 mod harness;
 mod hosts;
@@ -63,6 +65,8 @@ fn cases() -> Vec<Case> {
         faults_pids::CASES,
         faults_task::CASES,
         faults_time::CASES,
+        fds::CASES,
+        fds_owned::CASES,
         forks::CASES,
         hosts::CASES,
         hygiene::CASES,

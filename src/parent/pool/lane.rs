@@ -97,7 +97,8 @@ impl Lane {
             }
             Err(e) => return Err(self.ended(&e, job).await),
         }
-        let mut reader = Reader::of_terminal(job.result_limit);
+        let limit = job.result_limit;
+        let mut reader = if job.gives_away { Reader::new(limit) } else { Reader::of_terminal(limit) };
         let mut buffer = vec![0; 2048];
         loop {
             let stream = self.watch(false, job)?;
@@ -114,14 +115,17 @@ impl Lane {
                 }
                 Err(e) => return Err(self.ended(&e, job).await),
             };
-            match reader.next(&mut &buffer[..n]) {
-                Ok(None) => {}
-                Ok(Some(Frame::Terminal(terminal, _))) => {
-                    self.served += 1;
-                    return Ok(self.outcome(terminal, job));
+            let mut bytes = &buffer[..n];
+            loop {
+                match reader.next(&mut bytes) {
+                    Ok(None) => break,
+                    Ok(Some(Frame::Executing)) => job.parcel.let_go(),
+                    Ok(Some(Frame::Terminal(terminal, _))) => {
+                        self.served += 1;
+                        return Ok(self.outcome(terminal, job));
+                    }
+                    Err(reason) => return Err(LaneError::Ended(Error::Protocol { task: self.task_id(job), reason })),
                 }
-                Ok(Some(Frame::Executing)) => unreachable!("not expected, so an error of the reader"),
-                Err(reason) => return Err(LaneError::Ended(Error::Protocol { task: self.task_id(job), reason })),
             }
         }
     }
