@@ -50,7 +50,7 @@ fn descriptors_of_std() {
     undisturbed(|| async {
         let path = scratch("file");
         let file = File::create(&path).unwrap();
-        let (pipe, mut heard) = std::io::pipe().map(|(reader, writer)| (writer, reader)).unwrap();
+        let (heard, pipe) = nix::unistd::pipe().unwrap();
         let listener = std_net::TcpListener::bind("127.0.0.1:0").unwrap();
         let mut tcp = std_net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (accepted, _) = listener.accept().unwrap();
@@ -69,10 +69,9 @@ fn descriptors_of_std() {
                 tcp.into_inner().unwrap().write_all(b"tcp").unwrap();
                 unix.into_inner().unwrap().write_all(b"unix").unwrap();
             };
-        let pipe = OwnedFd::from(pipe);
         run_in_process(streams, (file.into(), pipe.into(), accepted.into(), connected.into())).await.unwrap();
         let mut texts = [(); 3].map(|()| String::new());
-        heard.read_to_string(&mut texts[0]).unwrap();
+        File::from(heard).read_to_string(&mut texts[0]).unwrap();
         tcp.read_to_string(&mut texts[1]).unwrap();
         peer.read_to_string(&mut texts[2]).unwrap();
         assert_eq!(texts, ["pipe", "tcp", "unix"]);

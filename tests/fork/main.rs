@@ -23,6 +23,7 @@ mod forks;
 mod harness;
 mod hosts;
 mod hygiene;
+mod large;
 mod load;
 mod lost_zygote;
 mod metrics;
@@ -70,6 +71,7 @@ fn cases() -> Vec<Case> {
         forks::CASES,
         hosts::CASES,
         hygiene::CASES,
+        large::CASES,
         load::CASES,
         lost_zygote::CASES,
         metrics::CASES,
