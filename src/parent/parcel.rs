@@ -41,6 +41,9 @@ impl Parcel {
     ///
     /// `WouldBlock`, or that nothing can be sent; what was sent before stays.
     pub(super) fn send(&self, socket: BorrowedFd<'_>, sent: &mut usize) -> io::Result<bool> {
+        if *sent == 0 {
+            socket::make_room(socket, self.len());
+        }
         let turn = *sent + AT_ONCE;
         while *sent < self.len() {
             if *sent >= turn {

@@ -203,6 +203,23 @@ pub(crate) fn receive_into(
     Ok(received)
 }
 
+/// Where less than this is to be sent, the room that a socket has from the start is enough.
+const ROOM: usize = 96 << 10;
+/// Most room that is asked for; the kernel gives twice what it is asked for, or less.
+const MOST_ROOM: usize = 1 << 20;
+
+/// Before `size` bytes are sent: lets as many of them as may be on their way at a time, so that sender and receiver work
+/// side by side and do not wait for each other every hundred kilobytes.
+pub(crate) fn make_room(socket: BorrowedFd<'_>, size: usize) {
+    if size < ROOM {
+        return;
+    }
+    let size = libc::c_int::try_from(size.min(MOST_ROOM)).unwrap_or(libc::c_int::MAX);
+    let (place, len) = ((&raw const size).cast(), mem::size_of_val(&size) as libc::socklen_t);
+    // SAFETY: a live int, which the call reads.
+    let _ = unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_SNDBUF, place, len) };
+}
+
 /// Whether there are bytes to read, which stay there.
 pub(crate) fn has_input(socket: RawFd) -> bool {
     let mut byte = 0_u8;

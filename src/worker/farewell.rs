@@ -58,6 +58,7 @@ pub(super) fn say(terminal: Terminal<Rope>) -> ! {
 /// Sends a frame, waiting as long as it takes.
 pub(super) fn send(socket: BorrowedFd<'_>, header: &[u8], body: &Rope) -> io::Result<()> {
     let mut sent = 0;
+    socket::make_room(socket, body.len());
     while sent < header.len() + body.len() {
         let head = &header[sent.min(header.len())..];
         let (rest, count) = body.slices(sent.saturating_sub(header.len()), usize::MAX);
