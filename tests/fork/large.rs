@@ -111,18 +111,19 @@ async fn only_child(zygote: &Zygote) -> Life {
 const MUCH: usize = 64 << 20;
 
 fn d59_arguments_that_are_not_read() {
-    undisturbed_with(cold().startup_timeout(Duration::from_millis(300)), |zygote| async move {
+    undisturbed_with(cold(), |zygote| async move {
+        let task = zygote.task().startup_timeout(Duration::from_secs(1));
         let notes = Notes::new("never");
         let never = async |path: String, _: Bytes| note(&path, "ran");
         let arguments = (notes.path(), Bytes::from(made(MUCH)));
         // What fits is sent at the first poll; a worker that is stopped then has not begun.
-        let run = begin(zygote.run_in_process(never, arguments.clone())).await;
+        let run = begin(task.run(never, arguments.clone())).await;
         only_child(&zygote).await.signal(libc::SIGSTOP);
         let error = run.await.unwrap_err();
         assert!(matches!(error, Error::TimedOut { phase: Phase::Starting, .. }), "{error:?}");
         eventually("it is gone", || zygote.metrics().alive == 0).await;
         // Dropped instead.
-        let run = begin(zygote.run_in_process(never, arguments.clone())).await;
+        let run = begin(task.run(never, arguments.clone())).await;
         only_child(&zygote).await.signal(libc::SIGSTOP);
         drop(run);
         eventually("it is gone", || zygote.metrics().alive == 0).await;
@@ -131,8 +132,7 @@ fn d59_arguments_that_are_not_read() {
         stopped.signal(libc::SIGSTOP);
         let late = elsewhere(|| {
             beside_a_heartbeat(async || {
-                let (run, open) =
-                    (zygote.run_in_process(never, arguments.clone()), zygote.open_in_process(never, arguments.clone()));
+                let (run, open) = (task.run(never, arguments.clone()), task.open(never, arguments.clone()));
                 let (run, open) = tokio::join!(run, open);
                 for error in [run.unwrap_err(), open.unwrap_err()] {
                     assert!(matches!(error, Error::TimedOut { phase: Phase::Starting, .. }), "{error:?}");
