@@ -20,6 +20,8 @@ use crate::{
 pub(super) struct BareJob {
     pub(super) name: Arc<str>,
     pub(super) parcel: Parcel,
+    /// Its worker says that it executes: our copies of its descriptors are closed then.
+    pub(super) gives_away: bool,
     pub(super) result_limit: u64,
 }
 
@@ -36,11 +38,12 @@ impl BareJob {
         encoded.map_err(|e| Error::encode(task(), e))?;
         let result_limit = zygote.0.config.result_limit;
         let arguments = (rope.len() - HEADER_SIZE) as u64;
+        let gives_away = passed.iter().any(|passed| passed.owned);
         let fds: Vec<_> = passed.into_iter().map(|passed| passed.fd).collect();
-        let (quiet, options, host) = (true, 0, Host::Tokio);
+        let (quiet, options, host) = (!gives_away, 0, Host::Tokio);
         let header =
             Header { fds: fds.len() as u16, quiet, entry: entry.address(), options, arguments, host, result_limit };
         rope.head_mut()[..HEADER_SIZE].copy_from_slice(&header.encode());
-        Ok(Self { name, parcel: Parcel::new(rope, fds), result_limit })
+        Ok(Self { name, parcel: Parcel::new(rope, fds), gives_away, result_limit })
     }
 }

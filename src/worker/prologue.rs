@@ -69,11 +69,16 @@ pub(crate) fn main(job: OwnedFd, prepare: Prepare, rehearse: bool, kept: &[RawFd
         }
     }
 
-    let Ok(mut task) = Job::read(&job) else {
-        // The parent is gone, or took the job back. Nobody waits for an answer.
-        process::exit(0)
-    };
+    let read = Job::read(&job);
     wake::set_job(job.as_raw_fd());
+    let mut task = match read {
+        Ok(task) => task,
+        Err(e) if e.kind() == io::ErrorKind::OutOfMemory => {
+            farewell::say(Terminal::Failed(setup("make room for its arguments", &e)))
+        }
+        // The parent is gone, or took the job back. Nobody waits for an answer.
+        Err(_) => process::exit(0),
+    };
     let arguments = match task.apply().and_then(|()| task.arguments()) {
         Ok(arguments) => arguments,
         Err(failure) => farewell::say(Terminal::Failed(failure)),

@@ -8,6 +8,7 @@
 mod abort;
 mod answers;
 mod begun;
+mod bytes;
 mod channels;
 #[cfg(feature = "metrics")]
 mod facade;
@@ -17,10 +18,13 @@ mod faults_deaf;
 mod faults_pids;
 mod faults_task;
 mod faults_time;
+mod fds;
+mod fds_owned;
 mod forks;
 mod harness;
 mod hosts;
 mod hygiene;
+mod large;
 mod load;
 mod lost_zygote;
 mod metrics;
@@ -43,6 +47,7 @@ mod seed_limits;
 mod seed_outcomes;
 mod seed_relay;
 mod seed_signals;
+mod shared;
 mod shutdown;
 mod stdio;
 mod stopping;
@@ -66,6 +71,7 @@ fn cases() -> Vec<Case> {
         channels::CASES,
         #[cfg(feature = "smol")]
         channels::SMOL_CASES,
+        bytes::CASES,
         #[cfg(feature = "metrics")]
         facade::CASES,
         faults_cancel::CASES,
@@ -74,9 +80,12 @@ fn cases() -> Vec<Case> {
         faults_pids::CASES,
         faults_task::CASES,
         faults_time::CASES,
+        fds::CASES,
+        fds_owned::CASES,
         forks::CASES,
         hosts::CASES,
         hygiene::CASES,
+        large::CASES,
         load::CASES,
         lost_zygote::CASES,
         metrics::CASES,
@@ -101,6 +110,7 @@ fn cases() -> Vec<Case> {
         seed_relay::CASES,
         seed_signals::CASES,
         shutdown::CASES,
+        shared::CASES,
         stdio::CASES,
         stopping::CASES,
         surroundings::CASES,

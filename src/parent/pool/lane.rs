@@ -11,6 +11,7 @@ use tokio::runtime::{Handle, Id};
 
 use super::super::{
     bare::BareJob,
+    conversation::NO_ROOM,
     driver::{self, Driver},
     parcel::is_out_of_descriptors,
     process::Process,
@@ -82,18 +83,20 @@ impl Lane {
             Line::Watched(stream, _) => job.parcel.send(stream.as_fd(), &mut sent),
             Line::Lost => return Err(LaneError::Unread),
         };
-        if matches!(&tried, Err(e) if e.kind() == io::ErrorKind::WouldBlock) {
-            tried = self.watch(true, job)?.write(|socket| job.parcel.send(socket, &mut sent)).await;
+        if matches!(tried, Ok(false)) || matches!(&tried, Err(e) if e.kind() == io::ErrorKind::WouldBlock) {
+            let write = self.watch(true, job)?.write(|socket| job.parcel.send(socket, &mut sent));
+            tried = write.await.map(|()| true);
         }
         match tried {
-            Ok(()) => {}
+            Ok(_) => {}
             Err(e) if is_out_of_descriptors(&e) => {
                 let (task, step) = (self.task_id(job), "send the descriptors of its job".to_owned());
                 return Err(LaneError::Ended(Error::Spawn { task, step, source: Arc::new(e) }));
             }
             Err(e) => return Err(self.ended(&e, job).await),
         }
-        let mut reader = Reader::of_terminal(job.result_limit);
+        let limit = job.result_limit;
+        let mut reader = if job.gives_away { Reader::new(limit) } else { Reader::of_terminal(limit) };
         let mut buffer = vec![0; 2048];
         loop {
             let stream = self.watch(false, job)?;
@@ -104,16 +107,23 @@ impl Lane {
             let n = match read {
                 Ok((0, _)) => return Err(self.ended(&io::ErrorKind::UnexpectedEof.into(), job).await),
                 Ok((_, n)) => n,
+                Err(e) if e.kind() == io::ErrorKind::OutOfMemory => {
+                    let (task, reason) = (self.task_id(job), NO_ROOM.to_owned());
+                    return Err(LaneError::Ended(Error::Decode { task, what: Coded::Result, reason }));
+                }
                 Err(e) => return Err(self.ended(&e, job).await),
             };
-            match reader.next(&mut &buffer[..n]) {
-                Ok(None) => {}
-                Ok(Some(Frame::Terminal(terminal, _))) => {
-                    self.served += 1;
-                    return Ok(self.outcome(terminal, job));
+            let mut bytes = &buffer[..n];
+            loop {
+                match reader.next(&mut bytes) {
+                    Ok(None) => break,
+                    Ok(Some(Frame::Executing)) => job.parcel.let_go(),
+                    Ok(Some(Frame::Terminal(terminal, _))) => {
+                        self.served += 1;
+                        return Ok(self.outcome(terminal, job));
+                    }
+                    Err(reason) => return Err(LaneError::Ended(Error::Protocol { task: self.task_id(job), reason })),
                 }
-                Ok(Some(Frame::Executing)) => unreachable!("not expected, so an error of the reader"),
-                Err(reason) => return Err(LaneError::Ended(Error::Protocol { task: self.task_id(job), reason })),
             }
         }
     }
