@@ -19,6 +19,7 @@ mod faults_task;
 mod faults_time;
 mod forks;
 mod harness;
+mod hostile_sockets;
 mod hosts;
 mod hygiene;
 mod load;
@@ -65,6 +66,7 @@ fn cases() -> Vec<Case> {
         faults_task::CASES,
         faults_time::CASES,
         forks::CASES,
+        hostile_sockets::CASES,
         hosts::CASES,
         hygiene::CASES,
         load::CASES,
