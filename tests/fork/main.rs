@@ -9,6 +9,7 @@ mod abort;
 mod answers;
 mod begun;
 mod channels;
+mod denied;
 #[cfg(feature = "metrics")]
 mod facade;
 mod faults_cancel;
@@ -59,6 +60,7 @@ fn cases() -> Vec<Case> {
         channels::SMOL_CASES,
         #[cfg(feature = "metrics")]
         facade::CASES,
+        denied::CASES,
         faults_cancel::CASES,
         faults_cleanup::CASES,
         faults_deaf::CASES,
