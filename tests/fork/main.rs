@@ -23,6 +23,7 @@ mod harness;
 mod hostile_sockets;
 mod hosts;
 mod hygiene;
+mod limits;
 mod load;
 mod lost_zygote;
 mod metrics;
@@ -45,6 +46,7 @@ mod seed_signals;
 mod stdio;
 mod stopping;
 mod surroundings;
+mod terminals;
 mod tools;
 mod warm;
 
@@ -71,6 +73,7 @@ fn cases() -> Vec<Case> {
         hostile_sockets::CASES,
         hosts::CASES,
         hygiene::CASES,
+        limits::CASES,
         load::CASES,
         lost_zygote::CASES,
         metrics::CASES,
@@ -94,6 +97,7 @@ fn cases() -> Vec<Case> {
         stdio::CASES,
         stopping::CASES,
         surroundings::CASES,
+        terminals::CASES,
         warm::CASES,
     ]
     .concat()
@@ -109,6 +113,7 @@ fn helpers() -> Vec<Case> {
         orphans::HELPERS,
         seed_relay::HELPERS,
         surroundings::HELPERS,
+        terminals::HELPERS,
         warm::HELPERS,
     ]
     .concat()
