@@ -33,6 +33,7 @@ mod options;
 mod oracle;
 mod orphans;
 mod pipes;
+mod places;
 mod pool;
 mod pool_tasks;
 mod runtimes;
@@ -82,6 +83,7 @@ fn cases() -> Vec<Case> {
         options::CASES,
         orphans::CASES,
         pipes::CASES,
+        places::CASES,
         pool::CASES,
         pool_tasks::CASES,
         #[cfg(feature = "stream")]
@@ -112,6 +114,7 @@ fn helpers() -> Vec<Case> {
         misuse::HELPERS,
         orphans::HELPERS,
         seed_relay::HELPERS,
+        places::HELPERS,
         surroundings::HELPERS,
         terminals::HELPERS,
         warm::HELPERS,
