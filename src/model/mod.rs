@@ -7,6 +7,8 @@ mod exit;
 mod histogram;
 mod lifecycle;
 mod outcome;
+#[cfg(test)]
+pub(crate) mod random;
 mod report;
 mod signal;
 mod state;

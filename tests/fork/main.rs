@@ -28,6 +28,7 @@ mod load;
 mod lost_zygote;
 mod metrics;
 mod misuse;
+mod mutants;
 mod neighbours;
 mod options;
 mod oracle;
@@ -44,6 +45,7 @@ mod seed_limits;
 mod seed_outcomes;
 mod seed_relay;
 mod seed_signals;
+mod soak;
 mod stdio;
 mod stopping;
 mod surroundings;
@@ -79,6 +81,7 @@ fn cases() -> Vec<Case> {
         lost_zygote::CASES,
         metrics::CASES,
         misuse::CASES,
+        mutants::CASES,
         neighbours::CASES,
         options::CASES,
         orphans::CASES,
@@ -96,6 +99,7 @@ fn cases() -> Vec<Case> {
         seed_outcomes::CASES,
         seed_relay::CASES,
         seed_signals::CASES,
+        soak::CASES,
         stdio::CASES,
         stopping::CASES,
         surroundings::CASES,
