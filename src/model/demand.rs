@@ -115,4 +115,33 @@ mod tests {
         }
         assert_eq!((none.target(now), some.target(now)), (0, 4));
     }
+
+    #[test]
+    fn it_is_bounded_and_calms_down_whatever_is_asked_for() {
+        use crate::model::random::Random;
+        let mut random = Random(0xde);
+        for _ in 0..2000 {
+            let (base, cap) = (random.below(8) as usize, random.below(40) as usize);
+            let mut demand = Demand::new(base, cap);
+            let (mut now, mut most) = (Instant::now(), 0);
+            for _ in 0..60 {
+                now += random.one_of(&[Duration::ZERO, MS, 40 * MS, 60 * MS, CALM, 3 * CALM]);
+                let busy = 1 + random.below(64) as usize;
+                let before = demand.target(now);
+                demand.task(busy, now);
+                most = most.max(busy);
+                let target = demand.target(now);
+                assert!(target >= base && target <= base.max(cap.min(most)), "{demand:?}");
+                assert!(target <= before.max(base).max(demand.taken), "more than was asked for: {before}, {demand:?}");
+                // What is told to fall does, then and not before.
+                if let Some(at) = demand.falls_at(now) {
+                    assert!(target > base && at > now && at <= now + CALM, "{demand:?}");
+                    assert_eq!((demand.target(at - Duration::from_nanos(1)), demand.target(at)), (target, base));
+                } else {
+                    assert_eq!(target, base, "it would stay: {demand:?}");
+                }
+            }
+            assert_eq!((demand.target(now + CALM), demand.falls_at(now + CALM)), (base, None));
+        }
+    }
 }

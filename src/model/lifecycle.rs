@@ -228,4 +228,87 @@ mod tests {
         assert_eq!(life.on(DEADLINE, now + 4 * SECOND), Action::Terminate);
         assert_eq!(life.cause(), Some(Cause::TimedOut(Phase::Running)));
     }
+
+    /// What holds whatever happens, in whatever order: events come late, twice, or never.
+    #[test]
+    fn every_order_of_events_is_sound() {
+        use crate::model::random::Random;
+        let mut random = Random(0x11fe);
+        let times = [Duration::ZERO, SECOND / 1000, SECOND, Duration::MAX];
+        for round in 0..20_000 {
+            let running = random.one_of(&[None, Some(Duration::ZERO), Some(SECOND), Some(Duration::MAX)]);
+            let (startup, grace) = (random.one_of(&times), random.one_of(&times));
+            let mut now = Instant::now();
+            let mut life = Lifecycle::new(Limits { startup, running, grace }, now);
+            let (mut terminated, mut killed, mut gone, mut finished) = (0, 0, false, false);
+            let mut cause = None;
+            for _ in 0..16 {
+                now += random.one_of(&[Duration::ZERO, SECOND / 500, 2 * SECOND]);
+                // A deadline is an event only where there is one, and then not before it is due.
+                let deadline = life.deadline().map(|due| {
+                    now = now.max(due);
+                    Event::Deadline { overslept: random.below(4) == 0 }
+                });
+                let event = random.one_of(&[
+                    Event::Executing,
+                    Event::Finished,
+                    Event::Violated,
+                    Event::End(Cause::Dropped),
+                    Event::End(Cause::Shutdown),
+                    Event::Exited,
+                    deadline.unwrap_or(Event::Executing),
+                ]);
+                let (before, due) = (life.stage, life.deadline());
+                let action = life.on(event, now);
+                let told = format!("round {round}: {event:?} at {before:?} gave {action:?}, {life:?}");
+                terminated += u32::from(action == Action::Terminate);
+                killed += u32::from(action == Action::Kill);
+                assert!(terminated <= 1 && killed <= 1, "asked twice: {told}");
+                assert!(!gone || action == Action::None, "a signal for nobody: {told}");
+                assert!(killed == 0 || action != Action::Terminate, "SIGTERM after SIGKILL: {told}");
+                assert!(!finished || action != Action::Terminate, "its outcome was known: {told}");
+                assert!(rank(life.stage) >= rank(before), "backwards: {told}");
+                // Who waits for what: a killed or a gone one for nothing.
+                let waits = !matches!(life.stage, Stage::Killed | Stage::Gone);
+                assert!(waits || life.deadline().is_none(), "a deadline that nobody needs: {told}");
+                let endless = matches!(life.stage, Stage::Executing)
+                    && running.is_none_or(|time| time == Duration::MAX)
+                    || matches!(life.stage, Stage::Ending | Stage::Leaving) && grace == Duration::MAX
+                    || life.stage == Stage::Starting && startup == Duration::MAX;
+                assert_eq!(life.deadline().is_some(), waits && !endless, "{told}");
+                // Whoever is late gets no more time by being asked again.
+                assert!(life.stage != before || life.deadline() == due || before == Stage::Starting, "{told}");
+                assert!(cause.is_none() || life.cause() == cause, "the first reason stays: {told}");
+                cause = life.cause();
+                gone |= event == Event::Exited;
+                finished |= matches!(before, Stage::Starting | Stage::Executing) && event == Event::Finished;
+            }
+        }
+    }
+
+    fn rank(stage: Stage) -> u8 {
+        match stage {
+            Stage::Starting => 0,
+            Stage::Executing => 1,
+            // Neither follows the other.
+            Stage::Leaving | Stage::Ending => 2,
+            Stage::Killed => 3,
+            Stage::Gone => 4,
+        }
+    }
+
+    /// However it goes, deadlines alone bring every worker to its end.
+    #[test]
+    fn deadlines_alone_end_it() {
+        let now = Instant::now();
+        for first in [Event::Executing, Event::Finished, Event::End(Cause::Dropped), Event::Violated] {
+            let mut life = Lifecycle::new(Limits { startup: SECOND, running: Some(SECOND), grace: SECOND }, now);
+            let mut actions = vec![life.on(first, now)];
+            while let Some(due) = life.deadline() {
+                actions.push(life.on(DEADLINE, due));
+            }
+            assert_eq!(actions.last(), Some(&Action::Kill), "{first:?}: {actions:?}");
+            assert!(actions.len() <= 3, "{actions:?}");
+        }
+    }
 }

@@ -9,6 +9,8 @@ mod lifecycle;
 #[cfg(feature = "tracing")]
 mod lines;
 mod outcome;
+#[cfg(test)]
+pub(crate) mod random;
 mod report;
 mod signal;
 mod state;

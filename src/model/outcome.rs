@@ -188,4 +188,46 @@ mod tests {
         let ending = settle(None, true, words, Some(killed(Signal::KILL)));
         assert_eq!(ending, Some(Err(Ending::Protocol("frame of kind 77".into()))));
     }
+
+    /// More that becomes known later never changes an outcome that was there before, but for a limit that cut it.
+    #[test]
+    fn an_outcome_does_not_depend_on_who_was_first() {
+        use crate::model::random::Random;
+        let mut random = Random(0x0c);
+        let causes = [None, Some(Cause::Dropped), Some(Cause::Shutdown), Some(Cause::TimedOut(Phase::Running))];
+        let words = [
+            None,
+            Some(Ok(Terminal::Returned(vec![7]))),
+            Some(Ok(Terminal::Cancelled)),
+            Some(Ok(Terminal::Failed(Failure::Decode("x".into())))),
+            Some(Err("no frame".to_owned())),
+        ];
+        let exits = [None, Some(ExitStatus::Exited(0)), Some(ExitStatus::Exited(3)), Some(ExitStatus::Unknown)]
+            .into_iter()
+            .chain([Signal::TERM, Signal::KILL].map(|signal| Some(killed(signal))))
+            .collect::<Vec<_>>();
+        for _ in 0..20_000 {
+            let (cause, started) = (random.one_of(&causes), random.below(2) == 0);
+            let (words, exit) = (random.one_of(&words), random.one_of(&exits));
+            let outcome = settle(cause, started, words.clone(), exit);
+            let told = format!("{cause:?}, {started}, {words:?}, {exit:?}: {outcome:?}");
+            assert_eq!(outcome.is_none(), words.is_none() && exit.is_none() && !is_limit(cause), "{told}");
+            match (&words, &outcome) {
+                _ if is_limit(cause) => assert_eq!(outcome, Some(Err(Ending::TimedOut(Phase::Running))), "{told}"),
+                // A value, whatever its process did then.
+                (Some(Ok(Terminal::Returned(bytes))), Some(Ok(value))) => assert_eq!(bytes, value, "{told}"),
+                (Some(Ok(Terminal::Returned(_))), _) => panic!("a value was lost: {told}"),
+                (_, Some(Ok(_))) => panic!("a value from nowhere: {told}"),
+                (Some(Ok(_)), _) => assert_eq!(outcome, settle(cause, started, words.clone(), None), "{told}"),
+                _ => {}
+            }
+            // Nobody but us and the task cancels.
+            let by_itself = cause.is_none() && !matches!(words, Some(Ok(Terminal::Cancelled)));
+            assert!(!by_itself || outcome != Some(Err(Ending::Cancelled)), "{told}");
+        }
+    }
+
+    fn is_limit(cause: Option<Cause>) -> bool {
+        matches!(cause, Some(Cause::TimedOut(_)))
+    }
 }

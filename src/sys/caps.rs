@@ -18,7 +18,7 @@ pub(crate) enum Capability {
     ExitInfo = 1 << 1,
     /// `close_range(2)`: Linux 5.9.
     CloseRange = 1 << 2,
-    /// `F_SETSIG` with SIGKILL on an armed socket: any Linux.
+    /// `F_SETSIG` with SIGKILL on an armed socket: any Linux, unless a filter forbids it.
     KillOnHangup = 1 << 3,
     /// `SO_PASSRIGHTS`: Linux 6.16.
     RefuseFds = 1 << 4,

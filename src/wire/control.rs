@@ -228,4 +228,32 @@ mod tests {
         }
         assert_eq!(Fact::decode(&[0; FACT_SIZE]), Err(UnknownTag(0)));
     }
+
+    /// Whatever comes is an order or a fact, or is refused: what it says is what would be said again.
+    #[test]
+    fn e72_malformed_messages_are_refused() {
+        use crate::model::random::Random;
+        let mut random = Random(0x72);
+        let (mut orders, mut facts) = (0, 0);
+        for _ in 0..100_000 {
+            let mut order: OrderBytes = std::array::from_fn(|_| random.next() as u8);
+            let mut fact: FactBytes = std::array::from_fn(|_| random.next() as u8);
+            if random.below(2) == 0 {
+                order[..4].copy_from_slice(&(random.below(9) as u32).to_le_bytes());
+                fact[..4].copy_from_slice(&(random.below(9) as u32).to_le_bytes());
+            }
+            if let Ok(order) = Order::decode(&order) {
+                orders += 1;
+                assert!(order.fds() <= 2);
+                assert_eq!(Order::decode(&order.encode()), Ok(order));
+            }
+            if let Ok(fact) = Fact::decode(&fact) {
+                facts += 1;
+                assert!(fact.fds() <= 1);
+                let again = Fact::decode(&fact.encode()).unwrap();
+                assert_eq!((again.worker(), again.fds()), (fact.worker(), fact.fds()));
+            }
+        }
+        assert!(orders > 1000 && facts > 1000, "{orders} orders, {facts} facts");
+    }
 }

@@ -329,4 +329,63 @@ mod tests {
             let _ = read(&bytes, 16, 1 << 10);
         }
     }
+
+    /// Valid streams, and what a mutation makes of them, in pieces of any size: a frame or an error, and no more memory
+    /// than bytes came.
+    #[test]
+    fn a_hundred_thousand_mutants_are_read_or_refused() {
+        use crate::model::random::Random;
+        const LIMIT: u64 = 4096;
+        let mut random = Random(0xf4a3e);
+        let report = PanicReport::new("no".into(), Some("a.rs:1:2".into()), None, vec![1, 2]);
+        let streams = [
+            Terminal::Returned(vec![5; 1000].into()),
+            Terminal::Returned(Rope::default()),
+            Terminal::Cancelled,
+            Terminal::Panicked(Box::new(report)),
+            Terminal::Failed(Failure::TooLarge { size: 9, limit: 8 }),
+        ]
+        .map(stream);
+        let (mut whole, mut refused) = (0, 0);
+        for _ in 0..100_000 {
+            let mut bytes = random.one_of(&streams);
+            for _ in 0..1 + random.below(3) {
+                mutate(&mut bytes, &mut random);
+            }
+            let mut reader = Reader::new(LIMIT);
+            let mut rest = &bytes[..];
+            let outcome = loop {
+                let (mut piece, later) = rest.split_at(rest.len().min(1 + random.below(64) as usize));
+                rest = later;
+                let found = loop {
+                    match reader.next(&mut piece) {
+                        Ok(Some(Frame::Executing)) => {}
+                        found => break found,
+                    }
+                };
+                assert!(reader.body.capacity() <= 2 * bytes.len() + 64, "{} bytes held", reader.body.capacity());
+                if rest.is_empty() || !matches!(found, Ok(None)) {
+                    break found;
+                }
+            };
+            whole += u32::from(matches!(outcome, Ok(Some(_))));
+            refused += u32::from(outcome.is_err());
+        }
+        assert!(whole > 10_000 && refused > 10_000, "{whole} whole, {refused} refused");
+    }
+
+    fn mutate(bytes: &mut Vec<u8>, random: &mut crate::model::random::Random) {
+        let at = random.below(bytes.len() as u64 + 1) as usize;
+        match random.below(6) {
+            0 if at < bytes.len() => bytes[at] ^= 1 << random.below(8),
+            1 => bytes.truncate(at),
+            2 => bytes.insert(at, random.next() as u8),
+            3 if bytes.len() >= 2 * HEADER_SIZE => {
+                let length = random.one_of(&[0, 1, 4095, 4096, 4097, MAX_NOTE, MAX_NOTE + 1, 1 << 63, u64::MAX]);
+                bytes[HEADER_SIZE + 8..2 * HEADER_SIZE].copy_from_slice(&length.to_le_bytes());
+            }
+            4 => bytes.rotate_left(at),
+            _ => bytes.extend_from_within(at..),
+        }
+    }
 }

@@ -10,6 +10,7 @@ mod answers;
 mod begun;
 mod bytes;
 mod channels;
+mod denied;
 #[cfg(feature = "metrics")]
 mod facade;
 mod faults_cancel;
@@ -22,13 +23,16 @@ mod fds;
 mod fds_owned;
 mod forks;
 mod harness;
+mod hostile_sockets;
 mod hosts;
 mod hygiene;
 mod large;
+mod limits;
 mod load;
 mod lost_zygote;
 mod metrics;
 mod misuse;
+mod mutants;
 mod neighbours;
 mod options;
 mod oracle;
@@ -36,6 +40,7 @@ mod orphans;
 mod output;
 mod output_faults;
 mod pipes;
+mod places;
 mod pool;
 mod pool_tasks;
 mod preload;
@@ -49,9 +54,11 @@ mod seed_relay;
 mod seed_signals;
 mod shared;
 mod shutdown;
+mod soak;
 mod stdio;
 mod stopping;
 mod surroundings;
+mod terminals;
 mod tools;
 #[cfg(feature = "tracing")]
 mod traced;
@@ -74,6 +81,7 @@ fn cases() -> Vec<Case> {
         bytes::CASES,
         #[cfg(feature = "metrics")]
         facade::CASES,
+        denied::CASES,
         faults_cancel::CASES,
         faults_cleanup::CASES,
         faults_deaf::CASES,
@@ -83,19 +91,23 @@ fn cases() -> Vec<Case> {
         fds::CASES,
         fds_owned::CASES,
         forks::CASES,
+        hostile_sockets::CASES,
         hosts::CASES,
         hygiene::CASES,
         large::CASES,
+        limits::CASES,
         load::CASES,
         lost_zygote::CASES,
         metrics::CASES,
         misuse::CASES,
+        mutants::CASES,
         neighbours::CASES,
         options::CASES,
         orphans::CASES,
         output::CASES,
         output_faults::CASES,
         pipes::CASES,
+        places::CASES,
         pool::CASES,
         pool_tasks::CASES,
         #[cfg(feature = "stream")]
@@ -118,6 +130,11 @@ fn cases() -> Vec<Case> {
         traced::CASES,
         #[cfg(feature = "tracing")]
         traced_faults::CASES,
+        soak::CASES,
+        stdio::CASES,
+        stopping::CASES,
+        surroundings::CASES,
+        terminals::CASES,
         warm::CASES,
     ]
     .concat()
@@ -132,9 +149,11 @@ fn helpers() -> Vec<Case> {
         misuse::HELPERS,
         orphans::HELPERS,
         seed_relay::HELPERS,
+        places::HELPERS,
         surroundings::HELPERS,
         #[cfg(feature = "tracing")]
         traced::HELPERS,
+        terminals::HELPERS,
         warm::HELPERS,
     ]
     .concat()

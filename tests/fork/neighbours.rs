@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio_run_in_process::{Error, Signal, Task, Zygote, run_in_process};
 
 use crate::{
-    harness::{descriptors, without_warm_workers},
+    harness::{descriptors, eventually, without_warm_workers},
     load::{Fate, Way, call, exit_code, is_right, rest},
     oracle::{undisturbed, undisturbed_with},
 };
@@ -169,6 +169,8 @@ async fn with_few_descriptors(zygote: &Zygote, before: u64) {
         let done = as_many_as_go(zygote).await;
         println!("{done} of 200 ran");
         assert!(done > 0, "none ran");
+        // What is refused is refused at once, and workers that are on their way out still hold what is missing.
+        eventually("all are gone", || zygote.metrics().alive == 0).await;
     }
     limit_descriptors(before);
     assert_eq!(as_many_as_go(zygote).await, 200, "with enough of them");

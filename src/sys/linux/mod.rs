@@ -24,7 +24,7 @@ const SO_PASSRIGHTS: libc::c_int = 83;
 
 /// Finds out what this kernel and container allow, by trying.
 pub(super) fn probe() -> u32 {
-    let mut found = Capability::KillOnHangup as u32 | Capability::Unread as u32 | Capability::TextAtFork as u32;
+    let mut found = Capability::Unread as u32 | Capability::TextAtFork as u32;
     // SAFETY: touches no memory.
     if let Ok(pidfd) = open_pidfd(unsafe { libc::getpid() }) {
         // Signal 0 checks the permission (a container may forbid the call) and sends nothing.
@@ -48,6 +48,9 @@ pub(super) fn probe() -> u32 {
     if let Ok((a, _b)) = socket_pair() {
         if refuse_fds(a.as_raw_fd()) {
             found |= Capability::RefuseFds as u32;
+        }
+        if signal_on_change(a.as_raw_fd(), libc::SIGKILL).is_ok() {
+            found |= Capability::KillOnHangup as u32;
         }
     }
     found
