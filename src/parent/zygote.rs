@@ -145,15 +145,14 @@ impl Inner {
     /// What the zygote says of a worker that no task had: it was not forked, it ended, or somebody stopped it.
     pub(super) fn lost_spare(&self, fact: Fact, worker: WorkerId) {
         let mut warm = self.warm();
-        match fact {
-            Fact::NotForked { .. } => warm.failed(Instant::now()),
-            Fact::Stopped { .. } => {
-                // It would not see the end of its socket.
-                let _ = self.lineage.link().send(Order::Signal { worker, signal: Signal::KILL, group: true }, &[]);
-            }
-            _ => {}
+        if let Fact::NotForked { .. } = fact {
+            warm.failed(Instant::now());
         }
-        warm.remove(worker);
+        let spare = warm.remove(worker);
+        if let (Fact::Stopped { .. }, Some(spare)) = (fact, spare) {
+            // It would not see the end of its socket.
+            let _ = spare.link.send(Order::Signal { worker, signal: Signal::KILL, group: true }, &[]);
+        }
     }
 }
 
@@ -365,6 +364,12 @@ impl ZygoteBuilder {
             holders: Mutex::default(),
         });
         lineage::remember(&inner);
+        if inner.lineage.ancestor().link.is_closed() {
+            // It went before this handle was known to need it.
+            if let Ok(driver) = inner.driver() {
+                driver.spawn(driver.replace_ancestor(Arc::downgrade(&inner)));
+            }
+        }
         inner.warm().fill(&inner.lineage.link(), config.startup_timeout);
         Ok(Zygote(inner))
     }
