@@ -55,7 +55,7 @@ async fn patients_life(path: &str, n: u64) -> Life {
 }
 
 /// What must come soon, so that it is a failure with a name if it does not.
-async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(10), future).await.unwrap_or_else(|_| panic!("never: {what}"))
 }
 

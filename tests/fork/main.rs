@@ -32,6 +32,7 @@ mod orphans;
 mod pipes;
 mod pool;
 mod pool_tasks;
+mod recovery;
 mod runtimes;
 mod seed;
 mod seed_escalation;
@@ -79,6 +80,7 @@ fn cases() -> Vec<Case> {
         pool_tasks::CASES,
         #[cfg(feature = "stream")]
         pool_tasks::STREAM_CASES,
+        recovery::CASES,
         runtimes::CASES,
         seed::CASES,
         seed_escalation::CASES,

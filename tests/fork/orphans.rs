@@ -45,7 +45,11 @@ impl Life {
     }
 
     pub(crate) fn of(pid: u32) -> Self {
-        Self { pid, began: Self::stat(pid).unwrap_or_else(|| panic!("there is no process {pid}")).1 }
+        Self::try_of(pid).unwrap_or_else(|| panic!("there is no process {pid}"))
+    }
+
+    pub(crate) fn try_of(pid: u32) -> Option<Self> {
+        Self::stat(pid).map(|(_, began)| Self { pid, began })
     }
 
     pub(crate) fn state(self) -> Option<char> {
