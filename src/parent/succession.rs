@@ -82,14 +82,16 @@ impl Driver {
             if !inner.lineage.ancestor().link.is_closed() {
                 return;
             }
-            // If none serves, `recover` finds both.
+            // A handle that was not used yet is not heard either. From here on it is, and if its zygote is dead, `recover`
+            // finds both.
+            let is_heard = inner.driver().is_ok();
             if !inner.lineage.is_up() {
                 return;
             }
             let link = inner.lineage.link();
             let launched = fork_from(&link, inner.config.startup_timeout).await;
             // Somebody else was quicker, or it is gone itself by now. A second `Ancestor` with its link would close that.
-            let still = inner.lineage.serves_by(&link) && inner.lineage.is_up();
+            let still = is_heard && inner.lineage.serves_by(&link) && inner.lineage.is_up();
             if let (Ok(Some(launched)), true) = (launched, still) {
                 if self.install(&inner, launched) {
                     let ancestor = Ancestor::new(link, None);

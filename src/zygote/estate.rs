@@ -126,11 +126,13 @@ impl Zygote {
     /// Tells the parent of a worker, now or as soon as it is known.
     pub(super) fn announce_or_ask(&mut self, worker: WorkerId) {
         if let Some(pid) = self.pid_of(worker) {
-            self.announce(worker, pid);
-        } else if self.estate.entry(worker) == Some(Entry::Unborn) {
-            self.estate.asked.push(worker);
-        } else {
-            self.tell(Fact::Unknown { worker }, None);
+            return self.announce(worker, pid);
+        }
+        match self.estate.entry(worker) {
+            Some(Entry::Unborn) => self.estate.asked.push(worker),
+            // Now: after `Unknown` nobody listens to it any more.
+            Some(Entry::Ended(pid, status, usage)) => self.tell(Fact::Exited { worker, pid, status, usage }, None),
+            Some(Entry::Alive(_)) | None => self.tell(Fact::Unknown { worker }, None),
         }
     }
 

@@ -33,6 +33,7 @@ mod pipes;
 mod pool;
 mod pool_tasks;
 mod recovery;
+mod recovery_load;
 mod runtimes;
 mod seed;
 mod seed_escalation;
@@ -81,6 +82,7 @@ fn cases() -> Vec<Case> {
         #[cfg(feature = "stream")]
         pool_tasks::STREAM_CASES,
         recovery::CASES,
+        recovery_load::CASES,
         runtimes::CASES,
         seed::CASES,
         seed_escalation::CASES,
