@@ -61,7 +61,7 @@ struct Tally {
     right: AtomicU64,
     /// Was not begun, and nobody could be found for it.
     refused: AtomicU64,
-    /// Had begun, or may have.
+    /// Had begun, or may have, and has no handle: it was opened, and whoever knew its pid is gone.
     unknown: AtomicU64,
     stop: AtomicBool,
 }
@@ -100,7 +100,10 @@ async fn run_tasks(zygote: Zygote, folder: String, tally: Arc<Tally>) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
                 &tally.refused
             }
-            Err(Error::ZygoteLost { .. }) => &tally.unknown,
+            Err(error @ Error::ZygoteLost { .. }) => {
+                assert!(n % 4 > 1 || !inherits(), "{n}: to run it no pid is needed: {error:?}");
+                &tally.unknown
+            }
             Err(error) => panic!("{n}: {error:?}"),
         };
         count.fetch_add(1, Relaxed);
@@ -161,13 +164,14 @@ fn kill(zygote: &Zygote, ancestor: bool) -> bool {
     true
 }
 
-fn killed_under_load(name: &str, which: impl Fn(u64) -> bool) {
+/// `knows`: each that dies has an ancestor.
+fn killed_under_load(name: &str, knows: bool, which: impl Fn(u64) -> bool) {
     let zygote = start();
     multi_thread().block_on(async {
         let (tally, killed) = under_load(&zygote, name, async |n| kill(&zygote, which(n))).await;
         assert!(killed >= duration().as_secs(), "{killed}");
         assert_eq!(tally.refused.load(Relaxed), 0, "the other one forks the next");
-        if inherits() {
+        if knows && inherits() {
             assert_eq!(tally.unknown.load(Relaxed), 0, "an ancestor knows them all");
         }
         is_well(&zygote).await;
@@ -175,15 +179,16 @@ fn killed_under_load(name: &str, which: impl Fn(u64) -> bool) {
 }
 
 fn e64_the_serving_zygote_is_killed_every_50_ms() {
-    killed_under_load("serving", |_| false);
+    killed_under_load("serving", true, |_| false);
 }
 
 fn e64_the_ancestor_is_killed_every_50_ms() {
-    killed_under_load("ancestor", |_| true);
+    // What it forked 50 ms ago, when it served, may not have said who it is.
+    killed_under_load("ancestor", false, |_| true);
 }
 
 fn e64_either_zygote_is_killed_every_50_ms() {
-    killed_under_load("either", |n| n % 3 == 0);
+    killed_under_load("either", false, |n| n % 3 == 0);
 }
 
 /// Another handle is there, so that this one is not lost for good.
