@@ -187,7 +187,11 @@ pub enum Error {
         /// What it sent.
         reason: String,
     },
-    /// The zygote is gone, and with it the way to start the task or to learn how it ended.
+    /// The zygote died, and with it the way to start the task or to learn how it ended.
+    ///
+    /// Most deaths of a zygote are not seen: another one takes its place, tasks that run go on, and those that did not begin
+    /// go to the next one. This is what is left: no zygote came up within the task's startup timeout, or there is none to
+    /// fork it from (`started` is `Some(false)`), or it cannot be known how far the task came.
     #[non_exhaustive]
     ZygoteLost {
         /// The task.

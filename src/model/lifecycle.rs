@@ -92,6 +92,11 @@ impl Lifecycle {
         self.stage == Stage::Starting
     }
 
+    /// Whether it was asked to end, and still has its grace period.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.stage == Stage::Ending
+    }
+
     pub(crate) fn on(&mut self, event: Event, now: Instant) -> Action {
         match (event, self.stage) {
             (Event::Exited, _) => self.enter(Stage::Gone, None),

@@ -174,6 +174,8 @@ impl Driver {
             let receive = || socket::receive_at_the_limit(socket.as_fd(), &mut buffer, &mut more, false);
             let received = match socket.try_io(receive) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
+                // It left orders unread. What it said before comes after this (FAULTS P10), and then the end.
+                Err(e) if e.kind() == io::ErrorKind::ConnectionReset => continue,
                 Err(e) => return Err(e),
                 Ok(received) if received.bytes == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(received) => received,

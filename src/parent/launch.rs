@@ -20,6 +20,7 @@ use super::{
     inherited,
     lineage::{self, Ancestor},
     link::Link,
+    zygote::Inner,
 };
 use crate::{
     error::StartError,
@@ -51,23 +52,50 @@ pub(super) fn launch(timeout: Duration) -> Result<(Launched, Arc<Ancestor>), Sta
     let family: Vec<_> = lineage::family().into_iter().filter(|inner| inner.lineage.pristine).collect();
     let signal_pair = family.is_empty() && inherited::may_have_signal_pair();
     for inner in family.iter().rev() {
-        let ancestor = inner.lineage.ancestor();
-        // An ancestor that is gone will be replaced, for all that it is theirs.
-        for source in [ancestor.link.clone(), inner.lineage.link()] {
-            if let Some(launched) = from_another(&source, timeout)? {
-                return Ok((launched, ancestor));
-            }
+        if let Some(found) = from_family(inner, timeout)? {
+            return Ok(found);
         }
     }
     let (ours, theirs) = socket::pair().map_err(StartError::system("make a socket pair"))?;
     fork_first(&theirs, ParentWatch::new(), signal_pair)?;
     drop(theirs);
     let ended = || StartError::system("wait for the zygote")(io::Error::other("it ended before it was ready"));
-    wait_until_ready(&ours, timeout).map_err(StartError::system("wait for the zygote"))?.ok_or_else(ended)?;
-    let ancestor = Ancestor::new(Arc::new(Link::new(ours)), None);
+    let ready = wait_until_ready(ours, timeout).map_err(StartError::system("wait for the zygote"))?;
+    let ancestor = Ancestor::new(Arc::new(ready.ok_or_else(ended)?.link), None);
     let launched = from_another(&ancestor.link, timeout)?.ok_or_else(ended)?;
     Ok((launched, ancestor))
 }
+
+/// A zygote forked from the ancestor of another handle, or `None` if that handle has none any more.
+fn from_family(inner: &Arc<Inner>, timeout: Duration) -> Result<Option<(Launched, Arc<Ancestor>)>, StartError> {
+    let mut ancestor = inner.lineage.ancestor();
+    loop {
+        if let Some(launched) = from_another(&ancestor.link, timeout)? {
+            return Ok(Some((launched, ancestor)));
+        }
+        if !(0..DYING_MS).any(|_| {
+            ancestor.link.is_dead() || {
+                std::thread::sleep(Duration::from_millis(1));
+                false
+            }
+        }) {
+            return Err(StartError::system("fork the zygote")(io::Error::from_raw_os_error(libc::EAGAIN)));
+        }
+        // The one that serves becomes the ancestor as soon as the driver hears of it. It forks nothing for another handle
+        // before that: it would take it along when its own is dropped. If that is gone, too, the driver has nothing to do,
+        // and no thread is started: the first zygote can be forked again.
+        if inner.lineage.link().is_dead() || inner.driver().is_err() {
+            return Ok(None);
+        }
+        match inner.lineage.ancestor_after(&ancestor, timeout) {
+            Some(next) => ancestor = next,
+            None => return Ok(None),
+        }
+    }
+}
+
+/// How long the end of a dead zygote's socket may be hidden by a child that it had just forked.
+const DYING_MS: u64 = 20;
 
 /// A zygote forked from another, or `None` if that one is lost: the next one may do it.
 ///
@@ -81,8 +109,7 @@ fn from_another(source: &Link, timeout: Duration) -> Result<Option<Launched>, St
         return Ok(None);
     }
     drop(theirs);
-    let pid = wait_until_ready(&ours, timeout).map_err(StartError::system("wait for the zygote"))?;
-    Ok(pid.map(|pid| Launched { link: Link::new(ours), pid }))
+    wait_until_ready(ours, timeout).map_err(StartError::system("wait for the zygote"))
 }
 
 /// Orders a zygote from another.
@@ -139,22 +166,24 @@ fn throw_away(control: OwnedFd, watch: Option<ParentWatch>, parent: i32) -> Infa
     }
 }
 
-/// The zygote's process id, or `None` if there is no zygote at the other end any more.
-fn wait_until_ready(control: &OwnedFd, timeout: Duration) -> io::Result<Option<i32>> {
+/// The zygote at the other end, or `None` if there is none any more.
+fn wait_until_ready(control: OwnedFd, timeout: Duration) -> io::Result<Option<Launched>> {
     use std::os::fd::AsRawFd;
     let mut bytes = [0; FACT_SIZE];
     let mut filled = 0;
+    let mut fds = Vec::new();
     while filled < FACT_SIZE {
         if !signal::wait_readable(control.as_raw_fd(), Some(timeout))? {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        match socket::receive(control.as_fd(), &mut bytes[filled..], &mut Vec::new(), true)? {
+        // At the limit it does without the rope.
+        match socket::receive_at_the_limit(control.as_fd(), &mut bytes[filled..], &mut fds, true)?.bytes {
             0 => return Ok(None),
             n => filled += n,
         }
     }
     match Fact::decode(&bytes).map_err(io::Error::other)? {
-        Fact::Ready { pid } => Ok(Some(pid)),
+        Fact::Ready { pid } => Ok(Some(Launched { link: Link::new(control, fds.pop()), pid })),
         fact => Err(io::Error::other(format!("{fact:?} where Ready was expected"))),
     }
 }

@@ -9,11 +9,12 @@
 //! its workers, reports how they end, and forks the next S. When A dies, S forks the next one that serves, and is the
 //! ancestor from then on. Both at once is the end of the handle, unless another one's zygotes are there to fork from.
 //!
-//! All handles of a program share one ancestor, but for those whose zygote has preloaded something.
+//! All handles of a program share one ancestor, until that dies: then each has its own. One whose zygotes both died takes the
+//! ancestor of another. Never another's serving zygote: that kills what it forked when its own handle is dropped.
 
 use std::{
     sync::{
-        Arc, Mutex, OnceLock, PoisonError, Weak,
+        Arc, Condvar, Mutex, OnceLock, PoisonError, Weak,
         atomic::{AtomicI32, Ordering},
     },
     time::{Duration, Instant},
@@ -86,14 +87,16 @@ impl Drop for Ancestor {
 pub(super) struct Lineage {
     serving: watch::Sender<Serving>,
     ancestor: Mutex<Arc<Ancestor>>,
+    /// Another ancestor is there, or there will be none.
+    changed: Condvar,
     /// Its image is the program's as it was at the first start, so any other such zygote can fork the next one.
     pub(super) pristine: bool,
 }
 
 impl Lineage {
     pub(super) fn new(launched: Launched, ancestor: Arc<Ancestor>, pristine: bool) -> Self {
-        let serving = watch::Sender::new(Serving::new(launched, 0));
-        Self { serving, ancestor: Mutex::new(ancestor), pristine }
+        let serving = watch::Sender::new(Serving::new(launched));
+        Self { serving, ancestor: Mutex::new(ancestor), changed: Condvar::new(), pristine }
     }
 
     pub(super) fn link(&self) -> Arc<Link> {
@@ -114,7 +117,26 @@ impl Lineage {
 
     pub(super) fn set_ancestor(&self, ancestor: Arc<Ancestor>) {
         let before = std::mem::replace(&mut *self.ancestor.lock().unwrap_or_else(PoisonError::into_inner), ancestor);
+        self.changed.notify_all();
         drop(before);
+    }
+
+    /// Waits for another ancestor than this. `None` if there will be none, or not in time.
+    pub(super) fn ancestor_after(&self, before: &Arc<Ancestor>, timeout: Duration) -> Option<Arc<Ancestor>> {
+        let ancestor = self.ancestor.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_same = |now: &mut Arc<Ancestor>| Arc::ptr_eq(now, before) && self.life() != Life::Lost;
+        let waited = self.changed.wait_timeout_while(ancestor, timeout, is_same);
+        let (now, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        (!Arc::ptr_eq(&now, before)).then(|| now.clone())
+    }
+
+    fn life(&self) -> Life {
+        self.serving.borrow().life
+    }
+
+    /// Whether a zygote serves, as far as is known.
+    pub(super) fn is_up(&self) -> bool {
+        self.life() == Life::Up && !self.link().is_closed()
     }
 
     /// The zygote that served is gone. Says how long to wait before the next one is forked.
@@ -141,11 +163,14 @@ impl Lineage {
     /// There will be no other.
     pub(super) fn is_lost(&self) {
         self.serving.send_modify(|serving| serving.life = Life::Lost);
+        // With the lock, or it comes between the look and the wait of somebody.
+        drop(self.ancestor.lock());
+        self.changed.notify_all();
     }
 
     /// Another one serves from now on.
-    pub(super) fn succeed(&self, launched: Launched) {
-        self.serving.send_modify(|serving| *serving = Serving::new(launched, serving.setbacks));
+    pub(super) fn succeed(&self, next: Serving) {
+        self.serving.send_modify(|serving| *serving = Serving { setbacks: serving.setbacks, ..next });
     }
 
     /// Waits until another zygote serves than the one of this link. `false` if there will be none, or not in time.
@@ -164,9 +189,9 @@ impl Lineage {
 }
 
 impl Serving {
-    fn new(launched: Launched, setbacks: u32) -> Self {
+    pub(super) fn new(launched: Launched) -> Self {
         let pid = launched.pid.unsigned_abs();
-        Self { link: Arc::new(launched.link), pid, life: Life::Up, since: Instant::now(), setbacks }
+        Self { link: Arc::new(launched.link), pid, life: Life::Up, since: Instant::now(), setbacks: 0 }
     }
 }
 

@@ -21,6 +21,8 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Link {
     socket: OwnedFd,
+    /// Closed when this program ends, which lets a zygote go on that somebody stopped (see `sys::arm`).
+    _rope: Option<OwnedFd>,
     unsent: Mutex<VecDeque<Unsent>>,
     /// Wakes the driver to send on what did not go at once.
     pub(super) has_unsent: Notify,
@@ -37,14 +39,11 @@ struct Unsent {
 }
 
 impl Link {
-    pub(super) fn new(socket: OwnedFd) -> Self {
-        Self {
-            socket,
-            unsent: Mutex::default(),
-            has_unsent: Notify::new(),
-            closed: AtomicBool::new(false),
-            ended: watch::Sender::new(false),
-        }
+    /// `rope` came with `Ready`.
+    pub(super) fn new(socket: OwnedFd, rope: Option<OwnedFd>) -> Self {
+        let closed = AtomicBool::new(false);
+        let ended = watch::Sender::new(false);
+        Self { socket, _rope: rope, unsent: Mutex::default(), has_unsent: Notify::new(), closed, ended }
     }
 
     pub(super) fn socket(&self) -> BorrowedFd<'_> {
@@ -81,6 +80,11 @@ impl Link {
 
     pub(super) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Relaxed)
+    }
+
+    /// Whether there is nobody at the other end, though the driver may not have heard it yet.
+    pub(super) fn is_dead(&self) -> bool {
+        self.is_closed() || socket::has_hung_up(self.socket())
     }
 
     /// Sends an order that others may overtake: `WouldBlock` if the zygote is too busy for it.

@@ -19,7 +19,7 @@ use super::{
     lineage::{Ancestor, Lineage},
     link::Link,
     race::{Either, race},
-    succession::{fork_from, sources},
+    succession::{Source, ancestor_for, fork_from},
     warm::job_socket,
     zygote::{Inner, Zygote},
 };
@@ -185,16 +185,11 @@ async fn make(
     job: BareJob,
     timeout: Option<Duration>,
 ) -> Result<Zygote, Error> {
-    let mut half = None;
-    for source in sources(&inner) {
-        let forked = fork_from(&source, inner.config.startup_timeout).await;
-        if let Some(launched) = forked.map_err(failed(&job, "fork a zygote"))? {
-            half = Some(Half::new(launched));
-            break;
-        }
-    }
     let lost = || Error::ZygoteLost { task: TaskId { name: job.name.clone(), pid: None }, started: Some(false) };
-    let mut half = half.ok_or_else(lost)?;
+    let Source::Ancestor(source) = ancestor_for(&inner) else { return Err(lost()) };
+    let forked = fork_from(&source.link, inner.config.startup_timeout).await;
+    let launched = forked.map_err(failed(&job, "fork a zygote"))?.ok_or_else(lost)?;
+    let mut half = Half::new(launched);
     let timer = async {
         match timeout {
             Some(limit) => tokio::time::sleep(limit).await,
@@ -211,7 +206,7 @@ async fn make(
     }
     let Some(link) = half.link.take() else { return Err(Error::ShutDown) };
     // What came before it would end it, when that leaves.
-    let ancestor = Ancestor::new(link, Some(inner.lineage.ancestor()));
+    let ancestor = Ancestor::new(link, Some(source));
     let forked = fork_from(&ancestor.link, inner.config.startup_timeout).await;
     let launched = forked.map_err(failed(&job, "fork the zygote that serves"))?.ok_or_else(lost)?;
     let zygote = Inner::start(&inner, Lineage::new(launched, ancestor, false));

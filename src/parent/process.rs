@@ -163,7 +163,8 @@ impl<T> Process<T> {
 
     /// Waits for the process to be gone, and tells how it ended and what it used. That is another question than the
     /// task's outcome: a value comes before the exit, and a task that was cut by a limit is known to be before its
-    /// process is gone. The usage is not known if the zygote died first; in a fork of the parent nothing is.
+    /// process is gone. If its zygote and the one that inherited its workers died first, the usage is not known, and perhaps
+    /// not the status; in a fork of the parent nothing is.
     ///
     /// # Cancel safety
     ///

@@ -60,6 +60,8 @@ pub(super) struct Record {
     listener: Option<Listener>,
     /// SIGKILL was due. A zygote that was asked for it may die before it does it.
     killed: bool,
+    /// No zygote knows it.
+    orphan: bool,
     /// Nobody reads our end of its job socket any more.
     unheard: bool,
     /// Our end, when nobody reads it any more but the worker still runs: closing it would kill the worker at once.
@@ -92,6 +94,7 @@ impl Record {
             theirs,
             listener: None,
             killed: false,
+            orphan: false,
             unheard: false,
             ours: None,
             zygote,
@@ -117,7 +120,12 @@ impl Record {
         }
         // SIGKILL is for all that the worker started. By pidfd the zygote does that when it reaps.
         let group = signal == Signal::KILL;
-        let sent = self.link.send(Order::Signal { worker: self.worker.id, signal, group }, &[]);
+        let order = Order::Signal { worker: self.worker.id, signal, group };
+        // One that is there and does not know the worker would take the order in silence.
+        let sent = match self.orphan {
+            true => Err(io::Error::from_raw_os_error(libc::EPIPE)),
+            false => self.link.send(order, &[]),
+        };
         if sent.is_err() && signal == Signal::KILL {
             // No zygote either. An armed worker dies of the end of its job socket.
             self.ours = None;
@@ -125,6 +133,18 @@ impl Record {
             return Ok(());
         }
         sent
+    }
+
+    /// Asks another zygote for what the one that is gone may not have done. Done twice, it does no harm.
+    fn repeat(&mut self) {
+        if !self.reachable || self.pidfd.is_some() {
+            return;
+        }
+        if self.killed {
+            let _ = self.signal(Signal::KILL);
+        } else if self.life.is_ending() {
+            self.perform(Action::Terminate);
+        }
     }
 
     fn perform(&mut self, action: Action) {
@@ -353,6 +373,7 @@ impl Roster {
             let inherits = process::can_inherit() && !Arc::ptr_eq(&ancestor, link);
             if inherits && ancestor.send(Order::Announce { worker: id }, &[]).is_ok() {
                 record.link = ancestor;
+                record.repeat();
             } else {
                 orphans.push(id);
             }
@@ -364,6 +385,7 @@ impl Roster {
     /// is the last word, and where nobody reads that any more there is none.
     pub(super) fn orphan(&mut self, id: WorkerId) -> Option<OwnedFd> {
         let record = self.records.get_mut(&id)?;
+        record.orphan = true;
         // A signal that waits for its pid would wait for ever.
         record.reachable = true;
         match record.pidfd.as_ref().and_then(|pidfd| pidfd.try_clone().ok()) {

@@ -12,7 +12,7 @@ use tokio::net::unix::pipe;
 use super::{
     driver::Driver,
     launch::{self, Launched},
-    lineage::{self, Ancestor},
+    lineage::{self, Ancestor, Serving},
     link::Link,
     race::{Either, race},
     zygote::Inner,
@@ -22,30 +22,27 @@ use crate::{
     wire::control::{FACT_SIZE, Fact},
 };
 
-/// How often the loss of an ancestor is made good, if the system has no process for it now.
-const TRIES: u32 = 10;
-
 impl Driver {
-    /// A zygote is gone: its workers get another parent or none, and those that need it another zygote.
+    /// A zygote is gone: its workers get another parent or none, and those that need it another zygote. The link is closed.
     ///
     /// `false` if no handle needed it any more.
     pub(super) fn lost(&'static self, link: &Arc<Link>) -> bool {
-        let (served, descended): (Vec<_>, Vec<_>) = {
-            let family = lineage::family();
-            let served = family.iter().filter(|inner| inner.lineage.serves_by(link)).cloned();
-            let descended = family.iter().filter(|inner| Arc::ptr_eq(&inner.lineage.ancestor().link, link)).cloned();
-            (served.collect(), descended.collect())
-        };
-        let needed = !served.is_empty() || !descended.is_empty();
-        // One that is shut down needs none.
-        for inner in served.into_iter().filter(|inner| !inner.is_closing()) {
+        let family = lineage::family();
+        let mut needed = false;
+        for inner in family.iter().filter(|inner| inner.lineage.serves_by(link)) {
+            needed = true;
+            if inner.is_closing() {
+                // It needs none.
+                continue;
+            }
             inner.counters.zygotes_lost.fetch_add(1, Relaxed);
             // Before anything else is done: whoever waits for the next one must not take this one for it.
             let wait = inner.lineage.is_down();
-            self.spawn(self.recover(Arc::downgrade(&inner), wait));
+            self.spawn(self.recover(Arc::downgrade(inner), wait));
         }
-        if !descended.is_empty() {
-            self.spawn(self.replace_ancestor(descended.iter().map(Arc::downgrade).collect()));
+        for inner in family.iter().filter(|inner| Arc::ptr_eq(&inner.lineage.ancestor().link, link)) {
+            needed = true;
+            self.spawn(self.replace_ancestor(Arc::downgrade(inner)));
         }
         needed
     }
@@ -57,63 +54,95 @@ impl Driver {
                 tokio::time::sleep(wait).await;
             }
             let Some(inner) = zygote.upgrade().filter(|inner| !inner.is_closing()) else { return };
-            let sources = sources(&inner);
-            if sources.is_empty() {
-                return inner.lineage.is_lost();
-            }
-            for source in sources {
-                if let Ok(Some(launched)) = fork_from(&source, inner.config.startup_timeout).await {
-                    self.install(&inner, launched);
-                    if inner.lineage.ancestor().link.is_closed() {
-                        self.spawn(self.replace_ancestor(vec![zygote]));
+            match ancestor_for(&inner) {
+                Source::None => return inner.lineage.is_lost(),
+                Source::Soon => {}
+                Source::Ancestor(ancestor) => {
+                    let launched = fork_from(&ancestor.link, inner.config.startup_timeout).await;
+                    // Meanwhile its own ancestor may have been replaced, by one that serves: then that is there already.
+                    if inner.lineage.is_up() {
+                        return;
                     }
-                    return;
+                    if let Ok(Some(launched)) = launched {
+                        if self.install(&inner, launched) {
+                            if !Arc::ptr_eq(&ancestor, &inner.lineage.ancestor()) {
+                                inner.lineage.set_ancestor(ancestor);
+                            }
+                            drop(inner);
+                            // It may be gone since.
+                            return self.replace_ancestor(zygote).await;
+                        }
+                    }
                 }
             }
             wait = inner.lineage.has_failed();
         }
     }
 
-    /// The one that serves forks its successor and is the ancestor from then on.
-    async fn replace_ancestor(&'static self, descended: Vec<Weak<Inner>>) {
-        for n in 0..TRIES {
-            for inner in descended.iter().filter_map(Weak::upgrade) {
-                if !inner.lineage.ancestor().link.is_closed() {
-                    return;
-                }
-                let link = inner.lineage.link();
-                let Ok(Some(launched)) = fork_from(&link, inner.config.startup_timeout).await else { continue };
-                let ancestor = Ancestor::new(link, None);
-                // The driver hears it already, as the one that served.
-                let _ = ancestor.served.set(());
-                for other in descended.iter().filter_map(Weak::upgrade) {
-                    other.lineage.set_ancestor(ancestor.clone());
-                }
-                return self.install(&inner, launched);
+    /// While the ancestor is gone: the one that serves forks its successor and is the ancestor from then on.
+    pub(super) async fn replace_ancestor(&'static self, zygote: Weak<Inner>) {
+        for failures in 0_u32.. {
+            let Some(inner) = zygote.upgrade().filter(|inner| !inner.is_closing()) else { return };
+            if !inner.lineage.ancestor().link.is_closed() {
+                return;
             }
-            tokio::time::sleep(Duration::from_millis(10 << n)).await;
+            // A handle that was not used yet is not heard either. From here on it is, and if its zygote is dead, `recover`
+            // finds both.
+            let is_heard = inner.driver().is_ok();
+            if !inner.lineage.is_up() {
+                return;
+            }
+            let link = inner.lineage.link();
+            let launched = fork_from(&link, inner.config.startup_timeout).await;
+            // Somebody else was quicker, or it is gone itself by now. A second `Ancestor` with its link would close that.
+            let still = is_heard && inner.lineage.serves_by(&link) && inner.lineage.is_up();
+            if let (Ok(Some(launched)), true) = (launched, still) {
+                if self.install(&inner, launched) {
+                    let ancestor = Ancestor::new(link, None);
+                    // The driver hears it already, as the one that served.
+                    let _ = ancestor.served.set(());
+                    inner.lineage.set_ancestor(ancestor);
+                    continue;
+                }
+            }
+            drop(inner);
+            tokio::time::sleep(Duration::from_millis(1 << failures.min(10))).await;
         }
     }
 
-    fn install(&'static self, inner: &Arc<Inner>, launched: Launched) {
-        inner.lineage.succeed(launched);
-        // Without the means to hear it, it is as good as gone.
-        if self.serve(&inner.lineage.link(), Arc::downgrade(inner)).is_err() {
-            inner.lineage.link().close();
-            self.lost(&inner.lineage.link());
+    /// Lets a zygote serve. `false` if there are no means to hear it.
+    fn install(&'static self, inner: &Arc<Inner>, launched: Launched) -> bool {
+        let next = Serving::new(launched);
+        // First, so that no task is given to one that nobody hears.
+        if self.serve(&next.link, Arc::downgrade(inner)).is_err() {
+            return false;
         }
+        inner.lineage.succeed(next);
+        true
     }
 }
 
-/// The zygotes that can fork the next one, the best first.
-pub(super) fn sources(inner: &Arc<Inner>) -> Vec<Arc<Link>> {
-    let own = inner.lineage.ancestor().link.clone();
-    let others = lineage::family().into_iter().filter(|other| inner.lineage.pristine && other.lineage.pristine);
-    let others = others.flat_map(|other| [other.lineage.ancestor().link.clone(), other.lineage.link()]);
-    let mut sources = vec![own];
-    sources.extend(others);
-    sources.retain(|link| !link.is_closed());
-    sources
+/// Who can fork the next zygote.
+pub(super) enum Source {
+    Ancestor(Arc<Ancestor>),
+    /// Another handle's serving zygote will be its ancestor.
+    Soon,
+    None,
+}
+
+pub(super) fn ancestor_for(inner: &Arc<Inner>) -> Source {
+    let own = inner.lineage.ancestor();
+    if !own.link.is_closed() {
+        return Source::Ancestor(own);
+    }
+    let family = lineage::family();
+    let others = || family.iter().filter(|other| inner.lineage.pristine && other.lineage.pristine);
+    let ancestor = others().map(|other| other.lineage.ancestor()).find(|ancestor| !ancestor.link.is_closed());
+    match ancestor {
+        Some(ancestor) => Source::Ancestor(ancestor),
+        None if others().any(|other| other.lineage.is_up()) => Source::Soon,
+        None => Source::None,
+    }
 }
 
 /// Forks a zygote from another. `None` if that is gone, or could not.
@@ -124,11 +153,11 @@ pub(super) async fn fork_from(source: &Arc<Link>, timeout: Duration) -> io::Resu
     fd::set_nonblocking(copy.as_raw_fd(), true)?;
     let facts = pipe::Receiver::from_owned_fd_unchecked(copy)?;
     let ready = async {
-        let mut bytes = Vec::new();
+        let (mut bytes, mut fds) = (Vec::new(), Vec::new());
         loop {
             facts.readable().await?;
             let room = FACT_SIZE - bytes.len();
-            let receive = || socket::receive_into(facts.as_fd(), &mut bytes, room, &mut Vec::new(), false);
+            let receive = || socket::receive_into(facts.as_fd(), &mut bytes, room, &mut fds, false);
             match facts.try_io(receive) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 Err(e) => return Err(e),
@@ -136,15 +165,15 @@ pub(super) async fn fork_from(source: &Arc<Link>, timeout: Duration) -> io::Resu
                 Ok(_) => {}
             }
             if let Some(bytes) = bytes.first_chunk::<FACT_SIZE>() {
-                return Fact::decode(bytes).map(Some).map_err(io::Error::other);
+                return Fact::decode(bytes).map(|fact| Some((fact, fds.pop()))).map_err(io::Error::other);
             }
         }
     };
     match race(ready, tokio::time::sleep(timeout)).await {
-        Either::First(Ok(Some(Fact::Ready { pid }))) => {
+        Either::First(Ok(Some((Fact::Ready { pid }, rope)))) => {
             // No more is to be read here than that.
             drop(facts);
-            Ok(Some(Launched { link: Link::new(ours), pid }))
+            Ok(Some(Launched { link: Link::new(ours, rope), pid }))
         }
         Either::First(Err(e)) => Err(e),
         Either::First(Ok(_)) => Ok(None),

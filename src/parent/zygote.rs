@@ -116,10 +116,20 @@ impl Inner {
         inner
     }
 
+    /// After the handle was made known: its ancestor may have gone before anybody knew that it needs it.
+    fn check_ancestor(self: &Arc<Self>) {
+        if self.lineage.ancestor().link.is_closed() {
+            if let Ok(driver) = self.driver() {
+                driver.spawn(driver.replace_ancestor(Arc::downgrade(self)));
+            }
+        }
+    }
+
     /// One with other zygotes, and else the same.
     pub(super) fn start(like: &Arc<Self>, lineage: Lineage) -> Arc<Self> {
         let shared = (like.permits.clone(), like.holders.clone());
         let inner = Self::new(like.config, lineage, shared, like.modules.clone(), like.null.clone());
+        inner.check_ancestor();
         inner.keep_warm(Instant::now(), true);
         inner
     }
@@ -186,15 +196,14 @@ impl Inner {
     /// What the zygote says of a worker that no task had: it was not forked, it ended, or somebody stopped it.
     pub(super) fn lost_spare(&self, fact: Fact, worker: WorkerId) {
         let mut warm = self.warm();
-        match fact {
-            Fact::NotForked { .. } => warm.failed(Instant::now()),
-            Fact::Stopped { .. } => {
-                // It would not see the end of its socket.
-                let _ = self.lineage.link().send(Order::Signal { worker, signal: Signal::KILL, group: true }, &[]);
-            }
-            _ => {}
+        if let Fact::NotForked { .. } = fact {
+            warm.failed(Instant::now());
         }
-        warm.remove(worker);
+        let spare = warm.remove(worker);
+        if let (Fact::Stopped { .. }, Some(spare)) = (fact, spare) {
+            // It would not see the end of its socket.
+            let _ = spare.link.send(Order::Signal { worker, signal: Signal::KILL, group: true }, &[]);
+        }
     }
 }
 
@@ -395,6 +404,7 @@ impl ZygoteBuilder {
         let lineage = Lineage::new(launched, ancestor, true);
         let permits = Arc::new(Semaphore::new(config.max_processes.min(Semaphore::MAX_PERMITS)));
         let inner = Inner::new(config, lineage, (permits, Arc::default()), modules, null);
+        inner.check_ancestor();
         inner.warm().fill(&inner.lineage.link(), config.startup_timeout);
         Ok(Zygote(inner))
     }

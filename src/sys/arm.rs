@@ -85,6 +85,19 @@ pub(crate) fn prepare() -> io::Result<()> {
     if has(Capability::KillOnHangup) { Ok(()) } else { signal::handle(Signal::IO, on_change as Handler) }
 }
 
+/// In a zygote: when the other end of this socket closes, the kernel lets this process go on, should somebody have stopped
+/// it. Nothing is ever sent there.
+pub(crate) fn go_on_at_hangup(socket: impl AsFd) -> io::Result<()> {
+    let fd = socket.as_fd().as_raw_fd();
+    if !has(Capability::KillOnHangup) {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    // SAFETY: touches no memory.
+    check(unsafe { libc::fcntl(fd, libc::F_SETOWN, process::pid()) })?;
+    os::signal_on_change(fd, Signal::CONT.number())?;
+    set_async(fd, true)
+}
+
 fn set_async(fd: RawFd, on: bool) -> io::Result<()> {
     // An armed socket is only watched, by a reactor, which wants it not to block; before and after it is read and
     // written to the end. It has no other status flags.

@@ -194,6 +194,22 @@ fn wait_id(kind: libc::idtype_t, id: libc::id_t, flags: libc::c_int) -> io::Resu
     Ok(info)
 }
 
+/// What `reap` will give of a child that has ended, before it is done. `None` if the system does not say so.
+pub(crate) fn look_at_ended(pid: i32) -> Option<(i32, Usage)> {
+    // SAFETY: an all-zero rusage is valid; it is plain data.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    let info = os::wait_for_usage(pid, &mut usage).ok()?;
+    // SAFETY: waitid fills si_pid and si_status, or leaves the zeros that were put there.
+    let (found, status) = unsafe { (info.si_pid(), info.si_status()) };
+    let word = match info.si_code {
+        _ if found != pid => return None,
+        libc::CLD_EXITED => (status & 0xff) << 8,
+        libc::CLD_DUMPED => status | 0x80,
+        _ => status,
+    };
+    Some((word, usage_of(&usage)))
+}
+
 /// Reaps one child that has ended: the status word and what it used.
 pub(crate) fn reap(pid: i32) -> io::Result<(i32, Usage)> {
     let mut status = 0;
@@ -207,15 +223,18 @@ pub(crate) fn reap(pid: i32) -> io::Result<(i32, Usage)> {
             Ok(_) => break,
         }
     }
+    Ok((status, usage_of(&usage)))
+}
+
+fn usage_of(usage: &libc::rusage) -> Usage {
     let time = |t: libc::timeval| {
         Duration::new(t.tv_sec.unsigned_abs(), 0) + Duration::from_micros(u64::try_from(t.tv_usec).unwrap_or(0))
     };
-    let usage = Usage {
+    Usage {
         user_time: time(usage.ru_utime),
         system_time: time(usage.ru_stime),
         max_rss: usage.ru_maxrss.unsigned_abs() * os::MAX_RSS_UNIT,
-    };
-    Ok((status, usage))
+    }
 }
 
 /// A descriptor that means one process, whatever becomes of its number. `None` where the kernel has none.

@@ -169,12 +169,17 @@ pub(crate) struct Ready {
     pub(crate) watch: bool,
 }
 
-/// Waits for the control socket (to read, and to write), for the watch on the parent, or for a child's end; with
-/// `block` as long as it takes, else only looks.
+/// Waits for the control socket (to read, and to write), for the watch on the parent, or for a child's end, so long at most.
 ///
 /// `pselect(2)` lets SIGCHLD through only while it waits, so a child that ends just before is not missed. It is used
 /// and not `signalfd` or `kqueue`, because Linux and macOS both have it; the zygote's few descriptors have small numbers.
-pub(crate) fn wait(control: RawFd, read: bool, write: bool, watch: Option<RawFd>, block: bool) -> io::Result<Ready> {
+pub(crate) fn wait(
+    control: RawFd,
+    read: bool,
+    write: bool,
+    watch: Option<RawFd>,
+    limit: Option<Duration>,
+) -> io::Result<Ready> {
     assert!(control < 64 && watch.is_none_or(|fd| fd < 64), "the zygote keeps its descriptors low");
     // SAFETY: an all-zero fd_set is the empty set.
     let mut reads: libc::fd_set = unsafe { mem::zeroed() };
@@ -193,8 +198,9 @@ pub(crate) fn wait(control: RawFd, read: bool, write: bool, watch: Option<RawFd>
     }
     let mask = SignalSet::all().without(Signal::CHLD);
     let highest = control.max(watch.unwrap_or(0)) + 1;
-    let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    let limit = if block { ptr::null() } else { &raw const at_once };
+    // Below a second, so both fit.
+    let limit = limit.map(|limit| libc::timespec { tv_sec: 0, tv_nsec: limit.subsec_nanos() as _ });
+    let limit = limit.as_ref().map_or(ptr::null(), ptr::from_ref);
     // SAFETY: the sets, the limit and the mask are live for the call; null sets and no limit are allowed.
     let n = check(unsafe {
         libc::pselect(highest, &raw mut reads, &raw mut writes, ptr::null_mut(), limit, &raw const mask.0)

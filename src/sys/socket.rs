@@ -228,6 +228,14 @@ pub(crate) fn has_input(socket: RawFd) -> bool {
     n == 1
 }
 
+/// Whether nobody is at the other end any more, nor holds a copy of it.
+pub(crate) fn has_hung_up(socket: impl AsFd) -> bool {
+    let mut poll = libc::pollfd { fd: socket.as_fd().as_raw_fd(), events: 0, revents: 0 };
+    // SAFETY: one live pollfd.
+    let n = unsafe { libc::poll(&raw mut poll, 1, 0) };
+    n == 1 && poll.revents & libc::POLLHUP != 0
+}
+
 /// Whether [`all_is_read`] knows, and whether reading fails with ECONNRESET if the peer left without having read all.
 pub(crate) fn knows_what_is_read() -> bool {
     has(Capability::Unread)

@@ -7,5 +7,6 @@
 //! It leaves, and kills every worker before that, when its control socket ends or the watch on the parent says so.
 
 mod children;
+mod estate;
 mod preload;
 pub(crate) mod serve;

@@ -10,12 +10,13 @@ use std::{
 
 use super::{
     children::{Child, Children},
+    estate::Estate,
     preload,
 };
 use crate::{
     model::{Signal, WorkerId},
     sys::{
-        self, ParentWatch, fd,
+        self, ParentWatch, arm, fd,
         process::{self, Change, SingleThreaded},
         role::{self, Role},
         signal::{self, SignalSet},
@@ -38,7 +39,7 @@ const MOST_SPARES: usize = 16;
 pub(crate) enum Origin {
     /// The program: everything is still to be done.
     Program,
-    /// Another zygote, which reads this table when the new one is gone.
+    /// Another zygote, which reads this table when the new one is gone. The new one writes it.
     Zygote {
         table: Option<Table>,
         /// Descriptors of a preload, which stay open.
@@ -59,19 +60,21 @@ pub(crate) fn serve(control: OwnedFd, watch: Option<ParentWatch>, parent: i32, o
     }
 }
 
-struct Zygote {
+pub(super) struct Zygote {
     control: OwnedFd,
     watch: Option<OwnedFd>,
     parent: i32,
-    children: Children,
+    pub(super) children: Children,
     /// Who forked this zygote, if that was another one.
-    ancestor: Option<i32>,
+    pub(super) ancestor: Option<i32>,
     /// Descriptors that a preload opened: every process that is forked from here on has them.
     kept: Vec<RawFd>,
     /// For the ancestor: the workers.
     table: Option<Table>,
-    /// The zygotes that this one forked, with their tables.
-    younger: Vec<(i32, Option<Table>)>,
+    /// What this one forked other zygotes for.
+    pub(super) estate: Estate,
+    /// Tells this process, if it is stopped, that the program is gone.
+    _bell: Option<OwnedFd>,
     /// What the parent was not told yet, because the control socket is full.
     facts: VecDeque<Unsent>,
     /// A part of an order.
@@ -139,9 +142,11 @@ impl Zygote {
         if ancestor.is_none() {
             text::map_at_fork(worker::rehearse);
         }
-        if let Some(table) = &table {
-            table.keep_from_forks();
-        }
+        // Its other end goes to the parent, which only keeps it.
+        let (bell, rope) = match socket::pair() {
+            Ok((bell, rope)) if arm::go_on_at_hangup(&bell).is_ok() => (Some(bell), Some(rope)),
+            _ => (None, None),
+        };
         let mut zygote = Self {
             control,
             watch,
@@ -150,13 +155,14 @@ impl Zygote {
             ancestor,
             kept,
             table,
-            younger: Vec::new(),
+            estate: Estate::default(),
+            _bell: bell,
             facts: VecDeque::new(),
             order: Vec::with_capacity(64 * ORDER_SIZE),
             fds: VecDeque::new(),
             spares: VecDeque::new(),
         };
-        zygote.tell(Fact::Ready { pid: process::pid() }, None);
+        zygote.tell(Fact::Ready { pid: process::pid() }, rope);
         Ok(zygote)
     }
 
@@ -167,14 +173,20 @@ impl Zygote {
             if signal::take_child_ended() {
                 self.reap()?;
             }
+            if self.estate.is_unsettled() {
+                self.settle();
+            }
             self.send_facts()?;
             // Unsent facts first: a zygote that read orders all the same could fill both directions and hang.
             let full = !self.facts.is_empty();
             let watch = self.watch.as_ref().map(AsRawFd::as_raw_fd);
-            let idle = full || self.spares.is_empty();
+            let limit = match full || self.spares.is_empty() {
+                false => Some(Duration::ZERO),
+                true => self.estate.is_unsettled().then_some(LOOKS_AGAIN),
+            };
             // Each holds a descriptor until it is forked.
             let read = !full && self.spares.len() < MOST_SPARES;
-            let ready = signal::wait(self.control.as_raw_fd(), read, full, watch, idle)?;
+            let ready = signal::wait(self.control.as_raw_fd(), read, full, watch, limit)?;
             if ready.watch {
                 return Ok(true);
             }
@@ -188,47 +200,9 @@ impl Zygote {
         }
     }
 
-    /// Kills what is left and ends.
-    fn leave(&mut self, program_is_gone: bool) -> ! {
-        self.children.workers().for_each(kill_worker);
-        if let Some(ancestor) = self.ancestor.filter(|&pid| program_is_gone && pid == process::parent_pid()) {
-            // Somebody may have stopped it; then it would not see that it is not needed any more.
-            let _ = process::signal_child(ancestor, Signal::CONT);
-        }
-        for (pid, table) in std::mem::take(&mut self.younger) {
-            // It is told as this one is. Stopped, it does not hear it, and its workers are still to be killed.
-            for _ in 0..YOUNGER_LEAVES.as_millis() {
-                if process::has_ended(pid) {
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            let _ = process::signal_child(pid, Signal::KILL);
-            let _ = process::reap(pid);
-            table.iter().flat_map(Table::workers).for_each(|(pid, _)| kill_worker(pid));
-        }
-        process::exit(0)
-    }
-
-    /// Takes over the workers of a younger zygote that is gone: the kernel made this process their parent.
-    fn adopt(&mut self, zygote: i32) {
-        let Some(at) = self.younger.iter().position(|&(pid, _)| pid == zygote) else { return };
-        let (_, table) = self.younger.swap_remove(at);
-        for (pid, worker) in table.iter().flat_map(Table::workers) {
-            self.children.reserve();
-            self.children.add(pid, Child::Worker(worker));
-        }
-    }
-
-    /// The pid of a worker that was not reaped: one of this zygote's, or of a younger one that is about to be gone.
-    fn pid_of(&self, worker: WorkerId) -> Option<i32> {
-        let theirs = || self.younger.iter().filter_map(|(_, table)| table.as_ref()).flat_map(Table::workers);
-        self.children.pid_of(worker).or_else(|| theirs().find(|&(_, known)| known == worker).map(|(pid, _)| pid))
-    }
-
     /// Reports every child that ended: what is left of its group dies before its pid can mean another process.
     fn reap(&mut self) -> io::Result<()> {
-        while !self.children.is_empty() {
+        while !self.children.is_empty() || self.estate.inherits {
             let pid = match process::changed_child() {
                 Ok(Some(Change::Ended(pid))) => pid,
                 Ok(Some(Change::Stopped(pid))) => {
@@ -241,24 +215,31 @@ impl Zygote {
                 Err(e) if e.raw_os_error() == Some(libc::ECHILD) => return Ok(()),
                 Err(e) => return Err(e),
             };
+            // Before it is taken for a stranger.
+            self.settle();
             let child = self.children.remove(pid);
-            if matches!(child, Some(Child::Worker(_))) {
+            if let Some(Child::Worker(worker)) = child {
                 let _ = process::signal_group(pid, Signal::KILL);
+                // Before the reap, or this process might be killed between that and the fact: its ancestor tells it then.
                 if let Some(table) = &mut self.table {
-                    table.remove(pid);
+                    match process::look_at_ended(pid) {
+                        Some((status, usage)) => table.has_ended(worker, pid, status, usage),
+                        None => table.forget(worker),
+                    }
                 }
             }
             let (status, usage) = process::reap(pid)?;
             match child {
                 Some(Child::Worker(worker)) => self.tell(Fact::Exited { worker, pid, status, usage }, None),
                 Some(Child::Zygote) => self.adopt(pid),
+                // Left behind by somebody's child, far from a worker's group: it has no other parent.
                 None => {}
             }
         }
         Ok(())
     }
 
-    fn tell(&mut self, fact: Fact, pidfd: Option<OwnedFd>) {
+    pub(super) fn tell(&mut self, fact: Fact, pidfd: Option<OwnedFd>) {
         self.facts.push_back(Unsent { fact, pidfd, sent: 0 });
     }
 
@@ -272,6 +253,9 @@ impl Zygote {
                     // The descriptor went with the first byte.
                     unsent.pidfd = None;
                     if unsent.sent == bytes.len() {
+                        if let (Some(table), Fact::Exited { worker, .. }) = (&mut self.table, unsent.fact) {
+                            table.forget(worker);
+                        }
                         self.facts.pop_front();
                     }
                 }
@@ -337,10 +321,8 @@ impl Zygote {
                     if let Some(Spare { worker, prepare, job }) = self.spares.remove(at) {
                         self.fork_worker(worker, prepare, Then::Announce, job);
                     }
-                } else if let Some(pid) = self.pid_of(worker) {
-                    self.announce(worker, pid);
                 } else {
-                    self.tell(Fact::Unknown { worker }, None);
+                    self.announce_or_ask(worker);
                 }
             }
             Order::Signal { worker, signal, group } => {
@@ -382,29 +364,39 @@ impl Zygote {
         self.children.reserve();
         // Taken out so that the child owns it; the parent's copy is dropped below, right after the fork.
         let mut job = Some(job);
-        let kept = &self.kept;
+        let slot = self.table.as_mut().and_then(|table| table.expect(worker));
         let forked = process::fork(SingleThreaded::just_forked(), || {
             let job = job.take().expect("the child runs once");
-            worker::main(job, prepare, then == Then::Rehearse, kept)
+            // Its zygote may be killed before it notes the pid. From the next line on only zygotes have the memory.
+            if let Some(table) = self.table.take() {
+                table.is_born(slot, process::pid());
+            }
+            self.estate = Estate::default();
+            worker::main(job, prepare, then == Then::Rehearse, &self.kept)
         });
         drop(job);
         match forked {
             Ok(pid) => {
                 // Before the next wait: an exit is reported by this table.
                 self.children.add(pid, Child::Worker(worker));
-                if let Some(table) = &mut self.table {
-                    table.add(pid, worker);
+                if let Some(table) = &self.table {
+                    table.is_born(slot, pid);
                 }
                 if then == Then::Announce {
                     self.announce(worker, pid);
                 }
             }
-            Err(e) => self.tell(Fact::NotForked { worker, errno: e.raw_os_error().unwrap_or(libc::EAGAIN) }, None),
+            Err(e) => {
+                if let Some(table) = &mut self.table {
+                    table.forget(worker);
+                }
+                self.tell(Fact::NotForked { worker, errno: e.raw_os_error().unwrap_or(libc::EAGAIN) }, None);
+            }
         }
     }
 
     /// Of a worker that was not reaped: the pid means no other process.
-    fn announce(&mut self, worker: WorkerId, pid: i32) {
+    pub(super) fn announce(&mut self, worker: WorkerId, pid: i32) {
         let pidfd = process::open_pidfd(pid);
         self.tell(Fact::Forked { worker, pid, pidfd: pidfd.is_some() }, pidfd);
     }
@@ -414,25 +406,28 @@ impl Zygote {
     /// worker of the other, which costs each of them some percent.
     fn fork_zygote(&mut self, control: OwnedFd, watch: Option<OwnedFd>) -> io::Result<()> {
         self.children.reserve();
-        self.younger.reserve(1);
         let parent = self.parent;
         let watch = watch.and_then(ParentWatch::from_fd).or_else(ParentWatch::inherited);
         // Both processes have it: the new one writes, this one reads when the other is gone.
         let mut table = if process::become_subreaper() { Some(Table::new()?) } else { None };
-        let kept = &self.kept;
+        self.estate.inherits |= table.is_some();
         let pid = process::fork(SingleThreaded::just_forked(), || {
-            serve(control, watch, parent, Origin::Zygote { table: table.take(), kept: kept.clone() })
+            // Not its business, and it would be all its workers'.
+            drop(self.table.take());
+            self.estate = Estate::default();
+            let kept = std::mem::take(&mut self.kept);
+            serve(control, watch, parent, Origin::Zygote { table: table.take(), kept })
         })?;
         self.children.add(pid, Child::Zygote);
-        self.younger.push((pid, table));
+        self.estate.younger.push((pid, table));
         Ok(())
     }
 }
 
-/// How long a younger zygote has to leave by itself.
-const YOUNGER_LEAVES: Duration = Duration::from_millis(50);
+/// When to look again whether a worker has said who it is.
+const LOOKS_AGAIN: Duration = Duration::from_millis(1);
 
-fn kill_worker(pid: i32) {
+pub(super) fn kill_worker(pid: i32) {
     let _ = process::signal_group(pid, Signal::KILL);
     // Before its `setsid` a worker leads no group.
     let _ = process::signal_child(pid, Signal::KILL);

@@ -10,7 +10,7 @@ use std::{
 use tokio_run_in_process::{Process, Signal, Task, Zygote};
 
 use crate::{
-    harness::{children, eventually, is_alive, multi_thread, skip, without_warm_workers},
+    harness::{children, eventually, is_alive, multi_thread, parent_of, skip, without_warm_workers},
     oracle::{no_core_files, undisturbed},
     tools::{Notes, dead, must_succeed, note, signal, stop, unshared},
 };
@@ -162,12 +162,16 @@ fn recycles_pids() {
         let innocent_one = innocent(process.pid());
         drop(process);
         is_unharmed(innocent_one).await;
-        // Its zygote died before it, and pid 1 reaps.
+        // Its zygote and the ancestor of that died before it, and pid 1 reaps.
         let process = zygotes[0].open_in_process(pending::<u8>, ()).await.unwrap();
-        for pid in [zygotes[0].pid(), process.pid()] {
-            signal(pid, libc::SIGKILL);
+        let serving = zygotes[0].pid();
+        let both = [parent_of(serving).unwrap(), serving];
+        both.iter().for_each(|&pid| signal(pid, libc::SIGKILL));
+        for pid in both {
             reap(pid).await;
         }
+        signal(process.pid(), libc::SIGKILL);
+        reap(process.pid()).await;
         let innocent_one = innocent(process.pid());
         let _ = (process.terminate(), process.kill());
         process.wait().await.unwrap_err();

@@ -44,6 +44,8 @@ mod places;
 mod pool;
 mod pool_tasks;
 mod preload;
+mod recovery;
+mod recovery_load;
 mod runtimes;
 mod seed;
 mod seed_escalation;
@@ -113,6 +115,8 @@ fn cases() -> Vec<Case> {
         #[cfg(feature = "stream")]
         pool_tasks::STREAM_CASES,
         preload::CASES,
+        recovery::CASES,
+        recovery_load::CASES,
         runtimes::CASES,
         seed::CASES,
         seed_escalation::CASES,

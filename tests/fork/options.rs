@@ -279,7 +279,7 @@ fn d52_a_result_limit_is_exact() {
                 let Error::TooLarge { size: told, limit, task: id, .. } = &error else { panic!("{error:?}") };
                 assert_eq!((*told, *limit, id.name()), (size, size - 1, "big"));
                 assert!(
-                    error.to_string().contains(&format!("{size} bytes where result_limit allows {limit}")),
+                    error.to_string().contains(&format!(": {size} bytes where result_limit allows {limit}")),
                     "{error}"
                 );
             }

@@ -13,7 +13,7 @@ use tokio::io::{AsyncBufReadExt, BufReader as AsyncBufReader};
 use tokio_run_in_process::{Error, Process, Stdio, Zygote};
 
 use crate::{
-    harness::{capabilities, eventually, helper, multi_thread, skip},
+    harness::{capabilities, eventually, helper, multi_thread, parent_of, skip},
     oracle::no_core_files,
 };
 
@@ -24,6 +24,11 @@ crate::cases![
     f76_grandchildren_go_with_their_worker,
     f77_a_bystander_with_copies_of_all_descriptors_saves_no_worker,
     f78_however_a_program_ends_its_workers_end,
+    f79_a_stopped_zygote_keeps_no_worker,
+    f79_a_stopped_ancestor_keeps_no_worker,
+    f79_two_stopped_zygotes_keep_no_worker,
+    f79_a_stopped_zygote_and_bystanders_keep_no_worker,
+    f79_a_stopped_ancestor_and_bystanders_keep_no_worker,
     f83_a_program_that_becomes_another_leaves_no_worker,
 ];
 
@@ -45,7 +50,11 @@ impl Life {
     }
 
     pub(crate) fn of(pid: u32) -> Self {
-        Self { pid, began: Self::stat(pid).unwrap_or_else(|| panic!("there is no process {pid}")).1 }
+        Self::try_of(pid).unwrap_or_else(|| panic!("there is no process {pid}"))
+    }
+
+    pub(crate) fn try_of(pid: u32) -> Option<Self> {
+        Self::stat(pid).map(|(_, began)| Self { pid, began })
     }
 
     pub(crate) fn state(self) -> Option<char> {
@@ -193,8 +202,9 @@ fn crowd() {
     if bystanders {
         println!("bystander {}", fork_a_bystander());
     }
-    let zygote = Zygote::builder().max_processes(100).start().unwrap();
+    let zygote = Zygote::builder().max_processes(250).warm(16).start().unwrap();
     println!("zygote {}", zygote.pid());
+    println!("ancestor {}", parent_of(zygote.pid()).unwrap());
     let runtime = multi_thread();
     let processes = runtime.block_on(async {
         let mut processes = Vec::new();
@@ -235,6 +245,7 @@ struct Crowd {
     program: Child,
     stdin: Option<ChildStdin>,
     zygote: Life,
+    ancestor: Life,
     workers: Vec<(String, Life)>,
     bystanders: Vec<Life>,
 }
@@ -244,6 +255,7 @@ impl Drop for Crowd {
         let _ = self.program.kill();
         let _ = self.program.wait();
         self.zygote.kill();
+        self.ancestor.kill();
         self.workers.iter().map(|(_, life)| life).chain(&self.bystanders).for_each(|life| life.kill());
     }
 }
@@ -254,17 +266,19 @@ impl Crowd {
         command.env("CROWD", workers).env("CROWD_END", end).stdin(StdStdio::piped()).stdout(StdStdio::piped());
         let mut program = command.spawn().unwrap();
         let stdin = program.stdin.take();
-        let (mut workers, mut bystanders, mut zygote) = (Vec::new(), Vec::new(), None);
+        let (mut workers, mut bystanders, mut zygote, mut ancestor) = (Vec::new(), Vec::new(), None, None);
         // Not to its end: a bystander holds it, too.
         for line in BufReader::new(program.stdout.take().unwrap()).lines() {
             let line = line.unwrap();
             if line == "ready" {
-                return Self { program, stdin, zygote: zygote.unwrap(), workers, bystanders };
+                let (zygote, ancestor) = (zygote.unwrap(), ancestor.unwrap());
+                return Self { program, stdin, zygote, ancestor, workers, bystanders };
             }
             let (what, pid) = line.split_once(' ').unwrap();
             let life = Life::of(pid.parse().unwrap());
             match what {
                 "zygote" => zygote = Some(life),
+                "ancestor" => ancestor = Some(life),
                 "bystander" => bystanders.push(life),
                 kind => workers.push((kind.to_owned(), life)),
             }
@@ -284,11 +298,11 @@ impl Crowd {
         assert!(over.is_empty() && !self.zygote.is_over(), "ended too soon: {over:?}");
     }
 
-    /// Waits until zygote and workers are gone, and says how long after `start` that was.
+    /// Waits until zygotes and workers are gone, and says how long after `start` that was.
     fn is_gone(&self, what: &str, start: Instant) {
-        let zygote = ("zygote".to_owned(), self.zygote);
+        let zygotes = [("zygote".to_owned(), self.zygote), ("ancestor".to_owned(), self.ancestor)];
         loop {
-            let all = self.workers.iter().chain([&zygote]);
+            let all = self.workers.iter().chain(&zygotes);
             let left: Vec<_> = all.filter(|(_, life)| !life.is_over()).map(|(kind, life)| (kind, life.pid)).collect();
             let elapsed = start.elapsed();
             if left.is_empty() {
@@ -437,6 +451,51 @@ fn f77_a_bystander_with_copies_of_all_descriptors_saves_no_worker() {
     crowd.program.kill().unwrap();
     crowd.is_gone("the program killed, with bystanders", start);
     assert!(crowd.bystanders.iter().all(|life| !life.is_over()), "the bystanders are nobody's business");
+}
+
+/// Two hundred, and the spares.
+const TWO_HUNDRED: &str =
+    "asleep=70,blocked=30,threaded=10,busy=3,polling=3,stubborn=30,deaf=14,stopped=30,parental=5,asleep=5";
+
+/// Who is stopped when the program is killed, and whether bystanders hold copies of all its descriptors.
+fn f79_killed_with_stopped_zygotes(stopped: [bool; 2], end: &str) {
+    if capabilities() != "all" {
+        skip("without SIGKILL by the kernel a zygote that is stopped cannot do its part");
+    }
+    let mut crowd = Crowd::start(TWO_HUNDRED, end);
+    crowd.assert_alive();
+    for (life, stop) in [crowd.zygote, crowd.ancestor].into_iter().zip(stopped) {
+        if stop {
+            life.signal(libc::SIGSTOP);
+            while life.state() != Some('T') {
+                std::thread::yield_now();
+            }
+        }
+    }
+    let start = Instant::now();
+    crowd.program.kill().unwrap();
+    crowd.is_gone(&format!("stopped: {stopped:?}, {end}"), start);
+    assert!(crowd.bystanders.iter().all(|life| !life.is_over()), "the bystanders are nobody's business");
+}
+
+fn f79_a_stopped_zygote_keeps_no_worker() {
+    f79_killed_with_stopped_zygotes([true, false], "return");
+}
+
+fn f79_a_stopped_ancestor_keeps_no_worker() {
+    f79_killed_with_stopped_zygotes([false, true], "return");
+}
+
+fn f79_two_stopped_zygotes_keep_no_worker() {
+    f79_killed_with_stopped_zygotes([true, true], "return");
+}
+
+fn f79_a_stopped_zygote_and_bystanders_keep_no_worker() {
+    f79_killed_with_stopped_zygotes([true, false], "bystanders");
+}
+
+fn f79_a_stopped_ancestor_and_bystanders_keep_no_worker() {
+    f79_killed_with_stopped_zygotes([false, true], "bystanders");
 }
 
 fn f78_however_a_program_ends_its_workers_end() {

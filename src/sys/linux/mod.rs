@@ -69,6 +69,17 @@ pub(super) fn become_subreaper() -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) }).map(drop)
 }
 
+/// Looks at a child that has ended, with what it used, and leaves it. The C library's `waitid` does not ask for the usage.
+pub(super) fn wait_for_usage(pid: i32, usage: &mut libc::rusage) -> io::Result<libc::siginfo_t> {
+    // SAFETY: an all-zero siginfo_t is valid; it is plain data.
+    let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: both pointers are live for the call.
+    let result = unsafe { libc::syscall(libc::SYS_waitid, libc::P_PID, pid, &raw mut info, flags, &raw mut *usage) };
+    check(result as libc::c_int)?;
+    Ok(info)
+}
+
 /// How many threads this process has.
 pub(crate) fn thread_count() -> io::Result<usize> {
     match fs::read_dir("/proc/self/task") {

@@ -29,11 +29,15 @@ pub(super) fn probe() -> u32 {
     0
 }
 
-/// How many threads this process has.
+pub(super) fn wait_for_usage(_pid: i32, _usage: &mut libc::rusage) -> io::Result<libc::siginfo_t> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 pub(super) fn become_subreaper() -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
+/// How many threads this process has.
 pub(crate) fn thread_count() -> io::Result<usize> {
     // SAFETY: an all-zero proc_taskinfo is valid storage.
     let mut info: libc::proc_taskinfo = unsafe { mem::zeroed() };
