@@ -32,6 +32,8 @@ expect panic 'message: "two" is not a number: invalid digit found in string'
 expect blocking '5133 primes below 50000 and 4459 more below 100000: 9592'
 expect smol 'ten naps of 100 ms on smol, together: 45'
 expect progress 'all done, the sum is 780'
+expect output_lines 'it says: 2 of 3'
+expect output_lines 'its last words: error: data\.bin is damaged'
 expect server 'GET /crash -> HTTP/1\.1 500 .* was killed by SIGABRT( \(core dumped\))?' --demo
 expect server 'GET /6 -> HTTP/1\.1 200 OK \| 6 \* 6 = 36' --demo
 
