@@ -13,12 +13,12 @@ use super::{
     parcel::is_out_of_descriptors,
     race::{Either, race},
     roster,
-    stream::Stream,
     worker::{Exit, Status},
 };
 use crate::{
     error::{Coded, Error},
     model::{Cause, Ending, Event, ExitStatus, Failure, Phase, Signal, Terminal, settle},
+    pass::stream::Stream,
     sys::{process, socket},
     wire::frame::{Frame, Reader},
 };
@@ -59,6 +59,9 @@ impl Drop for Conversation {
     }
 }
 
+/// Why a result of which the first bytes are there is given up.
+pub(super) const NO_ROOM: &str = "there is not enough memory for it";
+
 /// The worker's last words, or how it broke the protocol.
 type Words = Result<Terminal<Bytes>, String>;
 
@@ -73,6 +76,8 @@ enum Heard {
     ShutDown,
     /// The job cannot be sent, now.
     Unsendable(io::Error),
+    /// There is no memory for the result.
+    NoRoom,
 }
 
 impl Conversation {
@@ -86,7 +91,12 @@ impl Conversation {
     pub(super) async fn hold(mut self) -> Result<Bytes, Error> {
         let outcome = self.converse().await;
         // A task that did not begin in a warm worker goes on in another.
-        if !(self.line.warm && matches!(outcome, Err(Error::EndedEarly { .. }))) {
+        let goes_on = match outcome {
+            Err(Error::EndedEarly { .. }) => self.line.warm,
+            Err(Error::ZygoteLost { started, .. }) => started == Some(false),
+            _ => false,
+        };
+        if !goes_on {
             if self.line.dated {
                 self.line.zygote.counters.took(Stage::Result, self.line.since.elapsed());
             }
@@ -155,6 +165,10 @@ impl Conversation {
                 Heard::Unsendable(source) => {
                     let (task, step) = (self.line.worker.task_id(), "send the descriptors of its job".to_owned());
                     return Err(Error::Spawn { task, step, source: Arc::new(source) });
+                }
+                Heard::NoRoom => {
+                    let (task, reason) = (self.line.worker.task_id(), NO_ROOM.to_owned());
+                    return Err(Error::Decode { task, what: Coded::Result, reason });
                 }
             }
         }
@@ -259,6 +273,7 @@ impl Conversation {
                 Err(e) if tokio::runtime::is_rt_shutdown_err(&e) => return Heard::ShutDown,
                 // ECONNRESET comes before what the worker said is read (FAULTS P10): read on.
                 Err(e) if e.kind() == io::ErrorKind::ConnectionReset => self.unread = true,
+                Err(e) if e.kind() == io::ErrorKind::OutOfMemory => return Heard::NoRoom,
                 Err(_) | Ok((0, _)) => return Heard::End,
                 Ok((_, n)) => {
                     if let Some(words) = take_in(&mut self.reader, &mut self.line, &buffer[..n]) {

@@ -10,7 +10,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
     line::{Job, Line},
-    metrics::Stage,
+    link::Link,
+    metrics::{Outcome, Stage},
     race::{Either, race},
     roster::{Record, next_id},
     waits::Waits,
@@ -74,27 +75,35 @@ impl Prepared {
     async fn admit(&self) -> Result<OwnedSemaphorePermit, Error> {
         let inner: &Arc<Inner> = &self.zygote.0;
         let permits: &Arc<Semaphore> = &inner.permits;
+        if inner.is_closing() {
+            return Err(Error::ShutDown);
+        }
         if let Ok(permit) = permits.clone().try_acquire_owned() {
             return Ok(permit);
         }
         let _queued = Waits::new(&inner.counters.queued);
         inner.ask_for_room();
-        let turn = permits.clone().acquire_owned();
+        let turn = async {
+            match race(permits.clone().acquire_owned(), inner.is_closed()).await {
+                Either::First(permit) => permit.map_err(|_| Error::ShutDown),
+                Either::Second(()) => Err(Error::ShutDown),
+            }
+        };
         let Some(limit) = self.queue_timeout else {
-            return turn.await.map_err(|_| Error::ShutDown);
+            return turn.await;
         };
         let driver = inner.driver().map_err(self.failed("start the driver thread"))?;
         let timeout = driver.enter(|| tokio::time::sleep(limit));
         match race(turn, timeout).await {
-            Either::First(permit) => permit.map_err(|_| Error::ShutDown),
+            Either::First(permit) => permit,
             Either::Second(()) => Err(Error::TimedOut { task: self.task_id(), phase: Phase::Queued, limit }),
         }
     }
 
     /// Waits for a turn and finds a worker for the job: a warm one if there is one, else one that is ordered now.
     ///
-    /// `tries` counts the warm workers that ended before they began this task.
-    pub(super) async fn dispatch(&self, tries: usize) -> Result<Line, Error> {
+    /// `tries` counts the workers that ended before they began this task.
+    async fn dispatch(&self, tries: usize) -> Result<Line, Error> {
         // Polled in a fork of the process that made the future, perhaps.
         self.zygote.0.check_owner()?;
         let counters = &self.zygote.0.counters;
@@ -122,7 +131,15 @@ impl Prepared {
             let Some(spare) = inner.warm().take(self.prepare, inner.busy(), turn) else { return Ok(Err(permit)) };
             let worker = Worker::new(spare.id, self.name.clone());
             let kept = (!sys::SENT_FDS_ARE_SAFE).then(|| spare.theirs.clone());
-            let record = Record::new(worker.clone(), self.job.limits, inner.clone(), permit, kept, self.announce, turn);
+            let record = Record::new(
+                worker.clone(),
+                self.job.limits,
+                (inner.clone(), spare.link.clone()),
+                permit,
+                kept,
+                self.announce,
+                turn,
+            );
             driver.wake_if(roster.add(record));
             (worker, spare)
         };
@@ -130,7 +147,7 @@ impl Prepared {
         let sockets = (spare.socket, spare.theirs);
         if self.announce {
             // If the zygote is gone, the driver will see it.
-            let _ = inner.link().send(Order::Announce { worker: id }, &[]);
+            let _ = spare.link.send(Order::Announce { worker: id }, &[]);
         }
         Ok(Ok(Line::new(driver, inner.clone(), worker, self.job.clone(), sockets, true, turn)))
     }
@@ -145,13 +162,85 @@ impl Prepared {
         let id = worker.id;
         // Before the order: the answer finds its record.
         let kept = (!sys::SENT_FDS_ARE_SAFE).then(|| theirs.clone());
-        let record = Record::new(worker.clone(), self.job.limits, inner.clone(), permit, kept, self.announce, turn);
+        let link = inner.lineage.link();
+        let record = Record::new(
+            worker.clone(),
+            self.job.limits,
+            (inner.clone(), link.clone()),
+            permit,
+            kept,
+            self.announce,
+            turn,
+        );
         driver.with_roster(|roster| roster.add(record));
         let order = Order::Fork { worker: id, prepare: self.prepare, announce: self.announce, spare: false };
-        if let Err(e) = inner.link().send(order, &[&theirs]) {
+        if let Err(e) = link.send(order, &[&theirs]) {
             driver.roster().remove(id);
             return Err(self.failed("order a worker")(e));
         }
         Ok(Line::new(driver, inner.clone(), worker, self.job.clone(), (ours, theirs), false, turn))
+    }
+}
+
+/// The way of one task to the worker in which it begins: the first one mostly, another one if that is gone before.
+pub(super) struct Tries<'a> {
+    task: &'a Prepared,
+    /// To the zygote that was asked last.
+    link: Arc<Link>,
+    lines: usize,
+    warm: bool,
+    /// How long it may wait for another zygote, from the first loss on.
+    until: Option<Instant>,
+}
+
+/// What stands for no limit, which the clock could not hold.
+const LONGEST_START: Duration = Duration::from_secs(1 << 30);
+
+impl<'a> Tries<'a> {
+    pub(super) fn new(task: &'a Prepared) -> Self {
+        Self { task, link: task.zygote.0.lineage.link(), lines: 0, warm: false, until: None }
+    }
+
+    /// The next worker.
+    pub(super) async fn line(&mut self) -> Result<Line, Error> {
+        loop {
+            // Before the zygote is asked: the next one is another than this.
+            self.link = self.task.zygote.0.lineage.link();
+            match self.task.dispatch(self.lines).await {
+                Ok(line) => {
+                    self.lines += 1;
+                    self.warm = line.is_warm();
+                    return Ok(line);
+                }
+                Err(Error::ZygoteLost { started: Some(false), .. }) if self.outlive_zygote().await => {}
+                Err(Error::ZygoteLost { .. }) if self.task.zygote.0.is_closing() => return Err(Error::ShutDown),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Whether the task, of which the last worker gave this, did not begin and goes to another one, unseen.
+    pub(super) async fn go_on(&mut self, error: &Error) -> bool {
+        match error {
+            Error::EndedEarly { .. } => self.warm,
+            Error::ZygoteLost { started: Some(false), .. } => {
+                let goes_on = self.outlive_zygote().await;
+                if !goes_on {
+                    self.task.zygote.0.counters.finished(Outcome::of::<()>(&Err(error.clone())));
+                }
+                goes_on
+            }
+            _ => false,
+        }
+    }
+
+    /// Waits for another zygote. `false` if there is none in the time that the task has for its start.
+    async fn outlive_zygote(&mut self) -> bool {
+        let inner = &self.task.zygote.0;
+        let Ok(driver) = inner.driver() else { return false };
+        let now = Instant::now();
+        let until = *self.until.get_or_insert(now + self.task.job.limits.startup.min(LONGEST_START));
+        let timeout = driver.enter(|| tokio::time::sleep_until(until.into()));
+        until > now && !inner.is_closing() && inner.lineage.successor_of(&self.link, timeout).await
     }
 }

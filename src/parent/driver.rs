@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     model::{Cause, Event, ExitStatus, WorkerId},
+    pass::reactor,
     sys::{process, signal, socket},
     wire::control::{FACT_SIZE, Fact, FactBytes},
 };
@@ -45,6 +46,8 @@ pub(super) fn get() -> io::Result<&'static Driver> {
         return Ok(driver);
     }
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    // Ends of channels that are polled by another executor need a reactor too.
+    reactor::offer(runtime.handle());
     let driver = Driver { runtime: runtime.handle().clone(), roster: Mutex::default(), sooner: Notify::new() };
     let driver: &'static Driver = Box::leak(Box::new(driver));
     // A signal to the program is the program's: no handler of it ever runs on this thread.
@@ -105,19 +108,24 @@ impl Driver {
         }
     }
 
-    /// Serves a zygote's control socket from now on, if nobody does yet.
+    /// Hears a handle's zygotes from now on, if nobody does yet.
     pub(super) fn serve_once(&'static self, zygote: &Arc<Inner>, served: &OnceLock<()>) -> io::Result<()> {
         static STARTING: Mutex<()> = Mutex::new(());
         let _one_at_a_time = STARTING.lock();
         if served.get().is_none() {
-            self.serve(zygote)?;
+            self.serve(&zygote.lineage.link(), Arc::downgrade(zygote))?;
             let _ = served.set(());
+        }
+        let ancestor = zygote.lineage.ancestor();
+        if ancestor.served.get().is_none() {
+            self.serve(&ancestor.link, Weak::new())?;
+            let _ = ancestor.served.set(());
         }
         Ok(())
     }
 
-    fn serve(&'static self, zygote: &Arc<Inner>) -> io::Result<()> {
-        let (link, zygote) = (zygote.link(), Arc::downgrade(zygote));
+    /// Hears a zygote, which may have spares of this handle.
+    pub(super) fn serve(&'static self, link: &Arc<Link>, zygote: Weak<Inner>) -> io::Result<()> {
         let socket = link::duplicate(link)?;
         // For one direction, whatever it is: a stream would wake this thread each time the zygote reads an order.
         let facts = self.enter(|| pipe::Receiver::from_owned_fd_unchecked(socket))?;
@@ -134,13 +142,14 @@ impl Driver {
             link.has_unsent.notify_one();
             let Err(e) = ended;
             self.zygote_lost(&link, &e);
+            link.set_ended();
         });
         Ok(())
     }
 
     /// Takes in facts until the socket ends, and keeps the warm workers at their number.
     async fn receive_facts(
-        &self,
+        &'static self,
         socket: &pipe::Receiver,
         zygote: &Weak<Inner>,
     ) -> Result<std::convert::Infallible, io::Error> {
@@ -184,6 +193,11 @@ impl Driver {
                 at += FACT_SIZE;
                 let pidfd: Option<OwnedFd> = if fact.fds() > 0 { fds.pop_front().flatten() } else { None };
                 gone |= !matches!(fact, Fact::Forked { .. });
+                if let Fact::Unknown { worker } = fact {
+                    let pidfd = roster.orphan(worker);
+                    self.watch_orphan(worker, pidfd);
+                    continue;
+                }
                 match (fact.worker(), zygote.upgrade()) {
                     // Of a spare: it is of no use any more.
                     (Some(worker), Some(zygote)) if !roster.knows(worker) => zygote.lost_spare(fact, worker),
@@ -195,22 +209,27 @@ impl Driver {
         }
     }
 
-    /// Workers of a dead zygote go on; how each ends is seen by its pidfd, or by its job socket.
-    fn zygote_lost(&'static self, link: &Link, why: &io::Error) {
-        let (orphans, any) = {
+    /// Workers of a dead zygote go on; how each ends its ancestor says, or else its pidfd, or its job socket.
+    fn zygote_lost(&'static self, link: &Arc<Link>, why: &io::Error) {
+        let orphans: Vec<_> = {
             let mut roster = self.roster();
-            let any = !roster.ids(link).is_empty();
-            (roster.zygote_lost(link), any)
+            let orphans = roster.zygote_lost(link);
+            orphans.into_iter().map(|id| (id, roster.orphan(id))).collect()
         };
-        if any {
+        for (id, pidfd) in orphans {
+            self.watch_orphan(id, pidfd);
+        }
+        if self.lost(link) {
             warn_zygote_lost(why);
         }
-        for (id, pidfd) in orphans {
-            self.spawn(async move {
-                let status = wait_for_pidfd(pidfd).await;
-                self.roster().gone(id, Exit::Reaped { status, usage: None });
-            });
-        }
+    }
+
+    fn watch_orphan(&'static self, id: WorkerId, pidfd: Option<OwnedFd>) {
+        let Some(pidfd) = pidfd else { return };
+        self.spawn(async move {
+            let status = wait_for_pidfd(pidfd).await;
+            self.roster().gone(id, Exit::Reaped { status, usage: None });
+        });
     }
 }
 
@@ -243,7 +262,7 @@ async fn send_on(link: Arc<Link>) {
 }
 
 /// Waits for the end of the process that a pidfd means. Not its parent, so nothing is reaped here.
-async fn wait_for_pidfd(pidfd: OwnedFd) -> ExitStatus {
+pub(super) async fn wait_for_pidfd(pidfd: OwnedFd) -> ExitStatus {
     // Any descriptor that can be polled will do; only its readiness is used.
     let Ok(pipe) = pipe::Receiver::from_owned_fd_unchecked(pidfd) else { return ExitStatus::Unknown };
     if pipe.readable().await.is_err() {
@@ -276,7 +295,7 @@ fn warn_zygote_lost(why: &io::Error) {
     #[cfg(feature = "tracing")]
     {
         let why = why.to_string();
-        warn(move || tracing::warn!(error = why, "a zygote is gone while tasks are running"));
+        warn(move || tracing::warn!(error = why, "a zygote is gone; another one takes its place"));
     }
     #[cfg(not(feature = "tracing"))]
     let _ = why;

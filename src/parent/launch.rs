@@ -1,26 +1,26 @@
 //! The fork of a zygote.
 //!
 //! ```text
-//! parent --fork--> throw-away process --fresh thread, fork--> zygote
+//! parent --fork--> throw-away process --fresh thread, fork--> ancestor --fork--> zygote that serves
 //!        reaps it
 //! ```
 //!
-//! The throw-away process exists so that the zygote is born on a thread whose thread-locals nobody has touched: the hash
+//! The throw-away process exists so that the ancestor is born on a thread whose thread-locals nobody has touched: the hash
 //! keys and random generators that the program's main thread already used would otherwise be those of every worker.
-//! Ancestor and serving zygote (recovery) start as one here; the throw-away process is where the ancestor will stand.
 
 use std::{
     convert::Infallible,
     io::{self, Write},
     os::fd::{AsFd, OwnedFd},
-    sync::{
-        Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicI32, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
-use super::{inherited, link::Link};
+use super::{
+    inherited,
+    lineage::{self, Ancestor},
+    link::Link,
+};
 use crate::{
     error::StartError,
     sys::{
@@ -31,7 +31,7 @@ use crate::{
         socket,
     },
     wire::control::{FACT_SIZE, Fact, Order},
-    zygote::serve,
+    zygote::serve::{Origin, serve},
 };
 
 /// A zygote that serves.
@@ -40,45 +40,33 @@ pub(super) struct Launched {
     pub(super) pid: i32,
 }
 
-/// The zygotes of this process that are alive: another one can be forked from any of them, at any time.
-static PRISTINE: Mutex<Vec<Weak<Link>>> = Mutex::new(Vec::new());
-/// The process that `PRISTINE` belongs to: a fork of it must leave them alone. 0 before there are any.
-static OWNER: AtomicI32 = AtomicI32::new(0);
-
-/// Makes a zygote known as a source of others.
-pub(super) fn remember(link: &Arc<Link>) {
-    OWNER.store(process::pid(), Ordering::Relaxed);
-    let mut known = PRISTINE.lock().unwrap_or_else(PoisonError::into_inner);
-    known.retain(|link| link.strong_count() > 0);
-    known.push(Arc::downgrade(link));
-}
-
-/// Forks a zygote: from this process, or, once there is one, from a pristine zygote.
-pub(super) fn launch(timeout: Duration) -> Result<Launched, StartError> {
+/// Forks a zygote, with the ancestor that can fork the next one: from this process, or from one that is there.
+pub(super) fn launch(timeout: Duration) -> Result<(Launched, Arc<Ancestor>), StartError> {
     if role::get() != Role::Parent {
         return Err(StartError::InsideWorker);
     }
-    // Before the lock below, which a thread of the original may have held at the fork.
-    if ![0, process::pid()].contains(&OWNER.load(Ordering::Relaxed)) {
+    if lineage::is_of_another_process() {
         return Err(StartError::WrongProcess);
     }
-    let existing: Vec<Arc<Link>> = {
-        let known = PRISTINE.lock().unwrap_or_else(PoisonError::into_inner);
-        known.iter().filter_map(Weak::upgrade).collect()
-    };
-    let signal_pair = existing.is_empty() && inherited::may_have_signal_pair();
-    for source in existing.iter().rev() {
-        if let Some(launched) = from_another(source, timeout)? {
-            return Ok(launched);
+    let family: Vec<_> = lineage::family().into_iter().filter(|inner| inner.lineage.pristine).collect();
+    let signal_pair = family.is_empty() && inherited::may_have_signal_pair();
+    for inner in family.iter().rev() {
+        let ancestor = inner.lineage.ancestor();
+        // An ancestor that is gone will be replaced, for all that it is theirs.
+        for source in [ancestor.link.clone(), inner.lineage.link()] {
+            if let Some(launched) = from_another(&source, timeout)? {
+                return Ok((launched, ancestor));
+            }
         }
     }
     let (ours, theirs) = socket::pair().map_err(StartError::system("make a socket pair"))?;
     fork_first(&theirs, ParentWatch::new(), signal_pair)?;
     drop(theirs);
-    match wait_until_ready(&ours, timeout).map_err(StartError::system("wait for the zygote"))? {
-        Some(pid) => Ok(Launched { link: Link::new(ours), pid }),
-        None => Err(StartError::system("wait for the zygote")(io::Error::other("it ended before it was ready"))),
-    }
+    let ended = || StartError::system("wait for the zygote")(io::Error::other("it ended before it was ready"));
+    wait_until_ready(&ours, timeout).map_err(StartError::system("wait for the zygote"))?.ok_or_else(ended)?;
+    let ancestor = Ancestor::new(Arc::new(Link::new(ours)), None);
+    let launched = from_another(&ancestor.link, timeout)?.ok_or_else(ended)?;
+    Ok((launched, ancestor))
 }
 
 /// A zygote forked from another, or `None` if that one is lost: the next one may do it.
@@ -98,7 +86,7 @@ fn from_another(source: &Link, timeout: Duration) -> Result<Option<Launched>, St
 }
 
 /// Orders a zygote from another.
-fn order(link: &Link, control: &Arc<OwnedFd>, watch: Option<&ParentWatch>) -> io::Result<()> {
+pub(super) fn order(link: &Link, control: &Arc<OwnedFd>, watch: Option<&ParentWatch>) -> io::Result<()> {
     let watch = watch.and_then(ParentWatch::as_fd).map(|watch| watch.try_clone_to_owned()).transpose()?.map(Arc::new);
     let fds: Vec<&Arc<OwnedFd>> = std::iter::once(control).chain(watch.as_ref()).collect();
     link.send(Order::ForkZygote { watched: watch.is_some() }, &fds)
@@ -142,8 +130,9 @@ fn fork_first(control: &OwnedFd, watch: Option<ParentWatch>, signal_pair: bool) 
 
 /// The throw-away process: forks the zygote from a fresh thread and ends.
 fn throw_away(control: OwnedFd, watch: Option<ParentWatch>, parent: i32) -> Infallible {
-    let forked =
-        process::on_fresh_thread(move |proof| process::fork(proof, move || serve(control, watch, parent, true)));
+    let forked = process::on_fresh_thread(move |proof| {
+        process::fork(proof, move || serve(control, watch, parent, Origin::Program))
+    });
     match forked.and_then(|forked| forked) {
         Ok(_) => process::exit(0),
         Err(e) => process::exit(e.raw_os_error().unwrap_or(libc::EAGAIN)),

@@ -12,13 +12,13 @@ use super::{
     metrics::{Outcome, Stage},
     parcel::Parcel,
     roster::{self, Listener},
-    stream::{Stream, Unwatched},
     worker::Worker,
     zygote::Inner,
 };
 use crate::{
     error::Error,
     model::{Cause, Event, Limits},
+    pass::stream::{Stream, Unwatched},
     sys::{arm, process, socket},
 };
 

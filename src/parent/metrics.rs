@@ -41,6 +41,8 @@ pub struct Metrics {
     pub started: u64,
     /// Those of them that went to a warm worker.
     pub started_warm: u64,
+    /// Zygotes that died and were replaced, or, the last one, could not be.
+    pub zygotes_lost: u64,
     /// Tasks whose outcome is known.
     pub finished: Finished,
     /// From the call to the task's turn.
@@ -126,6 +128,7 @@ struct Buckets {
 #[derive(Debug)]
 pub(super) struct Counters {
     pub(super) queued: AtomicUsize,
+    pub(super) zygotes_lost: AtomicU64,
     started: [AtomicU64; 2],
     finished: [AtomicU64; OUTCOMES],
     stages: [Buckets; STAGES],
@@ -135,6 +138,7 @@ impl Default for Counters {
     fn default() -> Self {
         Self {
             queued: AtomicUsize::new(0),
+            zygotes_lost: AtomicU64::new(0),
             started: array::from_fn(|_| AtomicU64::new(0)),
             finished: array::from_fn(|_| AtomicU64::new(0)),
             stages: array::from_fn(|_| Buckets {
@@ -205,6 +209,7 @@ impl Zygote {
             queued: counters.queued.load(Relaxed),
             started: cold + warm,
             started_warm: warm,
+            zygotes_lost: counters.zygotes_lost.load(Relaxed),
             finished: Finished {
                 returned: count(Outcome::Returned),
                 panicked: count(Outcome::Panicked),

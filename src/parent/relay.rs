@@ -92,7 +92,7 @@ impl Zygote {
     fn relay(&self, signal: Signal) {
         let Ok(driver) = self.0.driver() else { return };
         let mut roster = driver.roster();
-        for id in roster.ids(self.0.link()) {
+        for id in roster.ids(&self.0) {
             let _ = roster.signal(id, signal);
         }
     }
@@ -101,7 +101,7 @@ impl Zygote {
     fn wait_until_idle(&self, limit: Duration) {
         let Ok(driver) = self.0.driver() else { return };
         let start = std::time::Instant::now();
-        while start.elapsed() < limit && !driver.roster().ids(self.0.link()).is_empty() {
+        while start.elapsed() < limit && !driver.roster().ids(&self.0).is_empty() {
             std::thread::sleep(Duration::from_millis(2));
         }
     }

@@ -66,6 +66,8 @@ pub(super) struct Record {
     ours: Option<OwnedFd>,
     /// Keeps the zygote: a worker that was let go of needs it to the end.
     zygote: Arc<Inner>,
+    /// To the zygote that is its parent.
+    link: Arc<Link>,
     /// Counts until the process is gone, not until the task is done.
     _permit: OwnedSemaphorePermit,
 }
@@ -74,7 +76,7 @@ impl Record {
     pub(super) fn new(
         worker: Arc<Worker>,
         limits: Limits,
-        zygote: Arc<Inner>,
+        (zygote, link): (Arc<Inner>, Arc<Link>),
         permit: OwnedSemaphorePermit,
         theirs: Option<Arc<OwnedFd>>,
         announced: bool,
@@ -93,6 +95,7 @@ impl Record {
             unheard: false,
             ours: None,
             zygote,
+            link,
             _permit: permit,
         }
     }
@@ -114,7 +117,7 @@ impl Record {
         }
         // SIGKILL is for all that the worker started. By pidfd the zygote does that when it reaps.
         let group = signal == Signal::KILL;
-        let sent = self.zygote.link().send(Order::Signal { worker: self.worker.id, signal, group }, &[]);
+        let sent = self.link.send(Order::Signal { worker: self.worker.id, signal, group }, &[]);
         if sent.is_err() && signal == Signal::KILL {
             // No zygote either. An armed worker dies of the end of its job socket.
             self.ours = None;
@@ -262,13 +265,13 @@ impl Roster {
         self.leave(id, socket.filter(|_| !orphaned));
     }
 
-    /// The workers of a zygote, for the relay.
-    pub(super) fn ids(&self, link: &Link) -> Vec<WorkerId> {
-        self.records
-            .values()
-            .filter(|record| std::ptr::eq(&**record.zygote.link(), link))
-            .map(|record| record.worker.id)
-            .collect()
+    /// The workers with a task of a handle.
+    pub(super) fn ids(&self, zygote: &Arc<Inner>) -> Vec<WorkerId> {
+        self.ids_where(|record| Arc::ptr_eq(&record.zygote, zygote))
+    }
+
+    fn ids_where(&self, holds: impl Fn(&Record) -> bool) -> Vec<WorkerId> {
+        self.records.values().filter(|record| holds(record)).map(|record| record.worker.id).collect()
     }
 
     /// Handles the deadlines that have passed, and says when the next one is.
@@ -316,7 +319,8 @@ impl Roster {
                     record.worker.status.send_modify(|status| status.stopped = true);
                 }
             }
-            Fact::Ready { .. } | Fact::ZygoteForked { .. } => {}
+            // A driver that hears of it looks after it: see `orphan`.
+            Fact::Unknown { .. } | Fact::Ready { .. } | Fact::ZygoteForked { .. } => {}
         }
     }
 
@@ -329,33 +333,48 @@ impl Roster {
         let took = record.finished.map_or(Duration::ZERO, |finished| now.saturating_duration_since(finished));
         record.zygote.counters.took(Stage::Exited, took);
         record.life.on(Event::Exited, now);
-        let worker = record.worker.clone();
+        let (worker, zygote) = (record.worker.clone(), record.zygote.clone());
         // The permit first: whoever sees the exit may count on it.
         drop(record);
+        zygote.gone.notify_waiters();
         worker.status.send_modify(|status| {
             status.exit.get_or_insert(exit);
         });
     }
 
-    /// A zygote is lost. Gives the workers whose end can still be seen by a pidfd. For the others the job socket is the
-    /// last word, and where nobody reads that any more there is none.
-    pub(super) fn zygote_lost(&mut self, link: &Link) -> Vec<(WorkerId, OwnedFd)> {
-        let mut watched = Vec::new();
-        for id in self.ids(link) {
+    /// A zygote is lost. Its workers are its ancestor's children now, if that is there: it is asked to report them. Gives
+    /// the others.
+    pub(super) fn zygote_lost(&mut self, link: &Arc<Link>) -> Vec<WorkerId> {
+        let mut orphans = Vec::new();
+        for id in self.ids_where(|record| Arc::ptr_eq(&record.link, link)) {
             let Some(record) = self.records.get_mut(&id) else { continue };
             record.theirs = None;
-            // A signal that waits for its pid would wait for ever.
-            record.reachable = true;
-            match record.pidfd.as_ref().and_then(|pidfd| pidfd.try_clone().ok()) {
-                Some(pidfd) => watched.push((id, pidfd)),
-                None if record.unheard => self.gone(id, Exit::Lost),
-                None => record.worker.status.send_modify(|status| {
-                    status.orphaned = true;
-                    status.cut |= record.killed;
-                }),
+            let ancestor = record.zygote.lineage.ancestor().link.clone();
+            let inherits = process::can_inherit() && !Arc::ptr_eq(&ancestor, link);
+            if inherits && ancestor.send(Order::Announce { worker: id }, &[]).is_ok() {
+                record.link = ancestor;
+            } else {
+                orphans.push(id);
             }
         }
-        watched
+        orphans
+    }
+
+    /// No zygote will tell how this worker ends. Its end can still be seen by a pidfd, which is given; else the job socket
+    /// is the last word, and where nobody reads that any more there is none.
+    pub(super) fn orphan(&mut self, id: WorkerId) -> Option<OwnedFd> {
+        let record = self.records.get_mut(&id)?;
+        // A signal that waits for its pid would wait for ever.
+        record.reachable = true;
+        match record.pidfd.as_ref().and_then(|pidfd| pidfd.try_clone().ok()) {
+            Some(pidfd) => return Some(pidfd),
+            None if record.unheard => self.gone(id, Exit::Lost),
+            None => record.worker.status.send_modify(|status| {
+                status.orphaned = true;
+                status.cut |= record.killed;
+            }),
+        }
+        None
     }
 }
 

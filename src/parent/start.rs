@@ -1,6 +1,11 @@
 //! The start of a task that the driver carries on.
 
-use super::{dispatch::Prepared, process::Process, stdio::Pipes, worker::Status};
+use super::{
+    dispatch::{Prepared, Tries},
+    process::Process,
+    stdio::Pipes,
+    worker::Status,
+};
 use crate::error::Error;
 
 /// Starts a task and gives its handle once it executes, so that a signal sent through it is never lost.
@@ -17,19 +22,18 @@ pub(super) async fn open<T>(prepared: Prepared, pipes: Pipes) -> Result<Process<
 /// Starts a task, and gives what is known of it once it executes or will not.
 pub(super) async fn start<T>(mut prepared: Prepared, pipes: Pipes) -> Result<(Process<T>, Status), Error> {
     prepared.announce = true;
-    for tries in 0.. {
-        let line = prepared.dispatch(tries).await?;
-        let warm = line.is_warm();
-        let mut process = Process::of(line, prepared.zygote.clone());
+    let mut tries = Tries::new(&prepared);
+    loop {
+        let mut process = Process::of(tries.line().await?, prepared.zygote.clone());
         let status = process.wait_until(Status::is_open).await;
-        match status.outcome.as_deref() {
+        let early = status.outcome.as_deref().and_then(|outcome| outcome.as_ref().err()).filter(|_| !status.started);
+        match early {
             // It did not begin: another worker will do it, unseen.
-            Some(Err(Error::EndedEarly { .. })) if warm && !status.started => {}
+            Some(error) if tries.go_on(error).await => {}
             _ => {
                 process.connect(pipes)?;
                 return Ok((process, status));
             }
         }
     }
-    unreachable!("there is no end of tries")
 }

@@ -16,7 +16,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     decode,
-    dispatch::Prepared,
+    dispatch::{Prepared, Tries},
     init::default_zygote,
     line::Job,
     parcel::Parcel,
@@ -399,17 +399,16 @@ impl<T: DeserializeOwned + Send + 'static> Run<T> {
                 return start::open::<T>(prepared, pipes).await?.into_value().await;
             }
             prepared.job_may_be_quiet();
-            for tries in 0.. {
-                let line = prepared.dispatch(tries).await?;
-                let (worker, warm) = (line.worker().clone(), line.is_warm());
+            let mut tries = Tries::new(&prepared);
+            loop {
+                let line = tries.line().await?;
+                let worker = line.worker().clone();
                 match line.register()?.hold().await {
-                    // It did not begin: another worker will do it, unseen.
-                    Err(Error::EndedEarly { .. }) if warm => {}
-                    Err(error) => return Err(error),
                     Ok(bytes) => return decode::decode(bytes, || worker.task_id()).await,
+                    Err(error) if tries.go_on(&error).await => {}
+                    Err(error) => return Err(error),
                 }
             }
-            unreachable!("there is no end of tries")
         }))
     }
 }

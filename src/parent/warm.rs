@@ -34,6 +34,8 @@ pub(super) struct Spare {
     pub(super) socket: OwnedFd,
     /// The worker's end, to be armed when it has its job (see `sys::arm`).
     pub(super) theirs: Arc<OwnedFd>,
+    /// To the zygote that forked it.
+    pub(super) link: Arc<Link>,
     since: Instant,
 }
 
@@ -50,13 +52,14 @@ struct Kind {
 pub(super) struct WarmSet {
     kinds: [Kind; 2],
     respite: Option<Instant>,
+    closed: bool,
 }
 
 impl WarmSet {
     /// `base` tokio workers at least, `cap` of a kind at most. Workers without a runtime stand only where they are used.
     pub(super) fn new(base: usize, cap: usize) -> Self {
         let kind = |prepare, base| Kind { prepare, demand: Demand::new(base, cap), standing: Vec::new() };
-        Self { kinds: [kind(Prepare::Tokio, base), kind(Prepare::Nothing, 0)], respite: None }
+        Self { kinds: [kind(Prepare::Tokio, base), kind(Prepare::Nothing, 0)], respite: None, closed: false }
     }
 
     fn kind(&mut self, prepare: Prepare) -> &mut Kind {
@@ -90,6 +93,12 @@ impl WarmSet {
         self.kinds.iter_mut().for_each(|kind| kind.standing.clear());
     }
 
+    /// None will stand any more.
+    pub(super) fn close(&mut self) {
+        self.closed = true;
+        self.clear();
+    }
+
     /// The system had no process for one: the others can wait, too.
     pub(super) fn failed(&mut self, now: Instant) {
         self.respite = Some(now + RESPITE);
@@ -111,8 +120,8 @@ impl WarmSet {
     }
 
     /// Orders those that are missing. After an error the next try is a while off.
-    pub(super) fn refill(&mut self, link: &Link, now: Instant) -> io::Result<()> {
-        if self.respite.is_some_and(|respite| respite > now) {
+    pub(super) fn refill(&mut self, link: &Arc<Link>, now: Instant) -> io::Result<()> {
+        if self.closed || self.respite.is_some_and(|respite| respite > now) {
             return Ok(());
         }
         self.respite = None;
@@ -130,7 +139,7 @@ impl WarmSet {
     }
 
     /// Orders the first ones, for which there is time.
-    pub(super) fn fill(&mut self, link: &Link, timeout: Duration) {
+    pub(super) fn fill(&mut self, link: &Arc<Link>, timeout: Duration) {
         let start = Instant::now();
         while let Err(e) = self.refill(link, Instant::now()) {
             if e.kind() != io::ErrorKind::WouldBlock || start.elapsed() > timeout {
@@ -142,7 +151,7 @@ impl WarmSet {
         }
     }
 
-    fn order(&mut self, kind: usize, link: &Link, now: Instant) -> io::Result<()> {
+    fn order(&mut self, kind: usize, link: &Arc<Link>, now: Instant) -> io::Result<()> {
         let kind = &mut self.kinds[kind];
         let (socket, theirs) = job_socket()?;
         let (id, theirs) = (next_id(), Arc::new(theirs));
@@ -150,7 +159,7 @@ impl WarmSet {
         // could say of whom.
         link.try_send(Order::Fork { worker: id, prepare: kind.prepare, announce: false, spare: true }, &theirs)?;
         // What the zygote says of it is looked at under the lock that the caller holds.
-        kind.standing.push(Spare { id, socket, theirs, since: now });
+        kind.standing.push(Spare { id, socket, theirs, link: link.clone(), since: now });
         Ok(())
     }
 }

@@ -6,14 +6,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore, watch};
 
 pub use super::config::{MAX_PROCESSES, WARM_WORKERS};
 use super::{
     config::Config,
     driver::{self, Driver},
     launch,
-    link::Link,
+    lineage::{self, Lineage},
     metrics::Counters,
     task::{Open, Run, Task},
     warm::WarmSet,
@@ -55,7 +55,7 @@ pub struct Zygote(pub(super) Arc<Inner>);
 
 impl std::fmt::Debug for Zygote {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Zygote").field("pid", &self.0.pid).finish_non_exhaustive()
+        f.debug_struct("Zygote").field("pid", &self.pid()).finish_non_exhaustive()
     }
 }
 
@@ -69,8 +69,7 @@ pub(super) trait Holder: std::fmt::Debug + Send + Sync {
 #[derive(Debug)]
 pub(super) struct Inner {
     pub(super) config: Config,
-    link: Arc<Link>,
-    pid: u32,
+    pub(super) lineage: Lineage,
     /// The process that started it. Only that one may use it: a fork of it has a copy of everything but the threads.
     owner: i32,
     pub(super) permits: Arc<Semaphore>,
@@ -80,10 +79,51 @@ pub(super) struct Inner {
     warm: Mutex<WarmSet>,
     pub(super) counters: Counters,
     served: OnceLock<()>,
-    holders: Mutex<Vec<Weak<dyn Holder>>>,
+    holders: Arc<Holders>,
+    /// No task starts any more.
+    pub(super) closing: watch::Sender<bool>,
+    /// A worker that had a task is gone.
+    pub(super) gone: Notify,
 }
 
+type Holders = Mutex<Vec<Weak<dyn Holder>>>;
+
 impl Inner {
+    /// A handle whose zygote serves.
+    fn new(
+        config: Config,
+        lineage: Lineage,
+        (permits, holders): (Arc<Semaphore>, Arc<Holders>),
+        modules: CodeModules,
+        null: Arc<OwnedFd>,
+    ) -> Arc<Self> {
+        let base = config.warm.unwrap_or(WARM_WORKERS);
+        let inner = Arc::new(Self {
+            config,
+            lineage,
+            owner: process::pid(),
+            permits,
+            modules,
+            null,
+            warm: Mutex::new(WarmSet::new(base, config.most_warm())),
+            counters: Counters::default(),
+            served: OnceLock::new(),
+            holders,
+            closing: watch::Sender::new(false),
+            gone: Notify::new(),
+        });
+        lineage::remember(&inner);
+        inner
+    }
+
+    /// One with other zygotes, and else the same.
+    pub(super) fn start(like: &Arc<Self>, lineage: Lineage) -> Arc<Self> {
+        let shared = (like.permits.clone(), like.holders.clone());
+        let inner = Self::new(like.config, lineage, shared, like.modules.clone(), like.null.clone());
+        inner.keep_warm(Instant::now(), true);
+        inner
+    }
+
     /// Refuses wherever this handle is only a copy.
     pub(super) fn check_owner(&self) -> Result<(), Error> {
         if role::get() == role::Role::Worker {
@@ -93,10 +133,6 @@ impl Inner {
             return Err(Error::WrongProcess);
         }
         Ok(())
-    }
-
-    pub(super) fn link(&self) -> &Arc<Link> {
-        &self.link
     }
 
     /// The driver, serving this zygote.
@@ -124,13 +160,13 @@ impl Inner {
         holders.push(holder);
     }
 
-    /// Somebody waits for room: an idle worker of a pool makes some.
-    pub(super) fn ask_for_room(&self) {
+    /// Somebody waits for room: an idle worker of a pool makes some, if there is one.
+    pub(super) fn ask_for_room(&self) -> bool {
         let holders: Vec<_> = {
             let holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
             holders.iter().filter_map(Weak::upgrade).collect()
         };
-        let _ = holders.iter().any(|holder| holder.let_one_go());
+        holders.iter().any(|holder| holder.let_one_go())
     }
 
     /// Brings the warm workers to their number, and says when to look again though nothing happens.
@@ -138,7 +174,7 @@ impl Inner {
         let mut warm = self.warm();
         let surplus = warm.surplus(now);
         if refill {
-            let _ = warm.refill(&self.link, now);
+            let _ = warm.refill(&self.lineage.link(), now);
         }
         let next = warm.next(now);
         drop(warm);
@@ -154,7 +190,7 @@ impl Inner {
             Fact::NotForked { .. } => warm.failed(Instant::now()),
             Fact::Stopped { .. } => {
                 // It would not see the end of its socket.
-                let _ = self.link.send(Order::Signal { worker, signal: Signal::KILL, group: true }, &[]);
+                let _ = self.lineage.link().send(Order::Signal { worker, signal: Signal::KILL, group: true }, &[]);
             }
             _ => {}
         }
@@ -165,7 +201,7 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         if self.owner == process::pid() && role::get() == role::Role::Parent {
-            self.link.close();
+            self.lineage.link().close();
         }
     }
 }
@@ -183,9 +219,9 @@ impl Zygote {
         }
     }
 
-    /// The pid of the zygote's process.
+    /// The pid of the process that forks the workers now. If that dies, another one takes its place.
     pub fn pid(&self) -> u32 {
-        self.0.pid
+        self.0.lineage.pid()
     }
 
     /// A task with options of its own, to run with this zygote.
@@ -355,24 +391,11 @@ impl ZygoteBuilder {
         }
         let null = Arc::new(launch::open_null()?);
         let modules = sys::code_modules();
-        let launched = launch::launch(config.startup_timeout)?;
-        let link = Arc::new(launched.link);
-        launch::remember(&link);
-        let base = config.warm.unwrap_or(WARM_WORKERS);
-        let inner = Arc::new(Inner {
-            config,
-            link,
-            pid: launched.pid.unsigned_abs(),
-            owner: process::pid(),
-            permits: Arc::new(Semaphore::new(config.max_processes.min(Semaphore::MAX_PERMITS))),
-            modules,
-            null,
-            warm: Mutex::new(WarmSet::new(base, config.most_warm())),
-            counters: Counters::default(),
-            served: OnceLock::new(),
-            holders: Mutex::default(),
-        });
-        inner.warm().fill(&inner.link, config.startup_timeout);
+        let (launched, ancestor) = launch::launch(config.startup_timeout)?;
+        let lineage = Lineage::new(launched, ancestor, true);
+        let permits = Arc::new(Semaphore::new(config.max_processes.min(Semaphore::MAX_PERMITS)));
+        let inner = Inner::new(config, lineage, (permits, Arc::default()), modules, null);
+        inner.warm().fill(&inner.lineage.link(), config.startup_timeout);
         Ok(Zygote(inner))
     }
 }

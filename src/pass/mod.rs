@@ -4,11 +4,23 @@
 //! (`wire/beside.rs`); in a place where nothing can go beside, such a value says so and does not encode.
 
 mod bytes;
+mod call;
+mod channel;
+mod end;
 mod fd;
+pub(crate) mod reactor;
+mod receiver;
+mod sender;
 mod shared;
+pub(crate) mod stream;
 
+pub(crate) use self::shared::let_go;
 pub use self::{
     bytes::Bytes,
+    call::{Caller, Reply, Responder, call_channel},
+    channel::{ChannelError, MESSAGE_LIMIT, channel, channel_with_limit},
     fd::{Descriptor, Fd},
+    receiver::Receiver,
+    sender::Sender,
     shared::{Shared, SharedBuilder},
 };

@@ -28,6 +28,8 @@ pub(crate) enum Capability {
     TextAtFork = 1 << 6,
     /// Memory that can be sealed, `memfd_create(2)`: Linux 3.17.
     Seals = 1 << 7,
+    /// `PR_SET_CHILD_SUBREAPER`: Linux 3.4.
+    Subreaper = 1 << 8,
 }
 
 /// A mask that lets everything through.

@@ -63,10 +63,22 @@ pub(crate) fn is_open(number: RawFd) -> bool {
     check(unsafe { libc::fcntl(number, libc::F_GETFD) }).is_ok()
 }
 
-/// Closes every descriptor from `first` on. Whoever calls this owns them all: a process just forked.
-pub(crate) fn close_from(first: RawFd) {
-    if !(has(Capability::CloseRange) && os::close_range_from(first)) {
-        for fd in os::open_numbers().into_iter().filter(|&fd| fd >= first) {
+/// The numbers of all descriptors.
+pub(crate) fn numbers() -> Vec<RawFd> {
+    // To list them takes one, which is closed by now.
+    os::open_numbers().into_iter().filter(|&number| is_open(number)).collect()
+}
+
+/// Closes every descriptor from `first` on but those that are `kept`, which are sorted. Whoever calls this owns them all:
+/// a process just forked.
+pub(crate) fn close_from(first: RawFd, kept: &[RawFd]) {
+    let kept = || kept.iter().copied().filter(|&number| number >= first);
+    let starts = std::iter::once(first).chain(kept().map(|number| number + 1));
+    let ends = kept().map(|number| number - 1).chain([RawFd::MAX]);
+    let close = |(start, end)| start > end || os::close_range(start, end);
+    if !(has(Capability::CloseRange) && starts.zip(ends).all(close)) {
+        let close = |&number: &RawFd| number >= first && !kept().any(|kept| kept == number);
+        for fd in os::open_numbers().into_iter().filter(close) {
             // SAFETY: the caller owns every descriptor from `first` on; one that is not open is EBADF.
             let _ = unsafe { libc::close(fd) };
         }

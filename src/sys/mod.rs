@@ -15,6 +15,7 @@ pub(crate) mod reserved;
 pub(crate) mod role;
 pub(crate) mod signal;
 pub(crate) mod socket;
+pub(crate) mod table;
 pub(crate) mod text;
 pub(crate) mod trace;
 pub(crate) mod wake;

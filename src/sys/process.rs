@@ -108,6 +108,33 @@ pub(crate) fn pid() -> i32 {
     unsafe { libc::getpid() }
 }
 
+/// The process that forked this one, or who took it over since.
+pub(crate) fn parent_pid() -> i32 {
+    // SAFETY: cannot fail and touches no memory.
+    unsafe { libc::getppid() }
+}
+
+/// From now on this process is the parent of its descendants whose parent dies (`PR_SET_CHILD_SUBREAPER`, prctl(2)).
+/// `false` where there is no such thing.
+pub(crate) fn become_subreaper() -> bool {
+    has(Capability::Subreaper) && os::become_subreaper().is_ok()
+}
+
+/// Whether a zygote inherits the workers of one that it forked.
+pub(crate) fn can_inherit() -> bool {
+    has(Capability::Subreaper)
+}
+
+/// Whether a child has ended, or is none of ours. It is not reaped.
+pub(crate) fn has_ended(pid: i32) -> bool {
+    let id = libc::id_t::try_from(pid).unwrap_or(0);
+    match wait_id(libc::P_PID, id, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT) {
+        // SAFETY: waitid fills si_pid, or leaves the zero that was put there.
+        Ok(info) => unsafe { info.si_pid() == pid },
+        Err(_) => true,
+    }
+}
+
 /// `setsid(2)`: a session and a process group of one's own, away from any terminal.
 pub(crate) fn new_session() -> io::Result<()> {
     // SAFETY: touches no memory.

@@ -217,8 +217,8 @@ pub(crate) fn wait_readable(fd: RawFd, timeout: Option<Duration>) -> io::Result<
 }
 
 /// Waits until a descriptor can be written to or `timeout` is over. `false` on timeout.
-pub(crate) fn wait_writable(fd: RawFd, timeout: Duration) -> io::Result<bool> {
-    wait_for(fd, libc::POLLOUT, Some(timeout))
+pub(crate) fn wait_writable(fd: RawFd, timeout: Option<Duration>) -> io::Result<bool> {
+    wait_for(fd, libc::POLLOUT, timeout)
 }
 
 fn wait_for(fd: RawFd, events: libc::c_short, timeout: Option<Duration>) -> io::Result<bool> {

@@ -15,13 +15,15 @@ pub(crate) enum Order {
     /// learns its pid when it has exited: a message and a wake-up less for a task whose caller only wants its value.
     /// `spare`: no task waits for it, so other orders go first.
     Fork { worker: WorkerId, prepare: Prepare, announce: bool, spare: bool },
-    /// Say `Forked` of a worker that was not announced when it was forked.
+    /// Say `Forked` of a worker that was not announced when it was forked, or whose zygote is gone; or `Unknown`.
     Announce { worker: WorkerId },
     /// Signal a worker that was not reaped yet.
     Signal { worker: WorkerId, signal: Signal, group: bool },
     /// Fork another zygote from this pristine image; its control socket comes along, and the watch on the parent if
     /// `watched`.
     ForkZygote { watched: bool },
+    /// Run the user's function, whose job comes on the socket that comes along.
+    Preload,
 }
 
 /// What a worker builds before its job is known.
@@ -40,6 +42,7 @@ const FORK: u32 = 1;
 const SIGNAL: u32 = 2;
 const FORK_ZYGOTE: u32 = 3;
 const ANNOUNCE: u32 = 4;
+const PRELOAD: u32 = 5;
 
 impl Order {
     pub(crate) fn encode(self) -> OrderBytes {
@@ -51,6 +54,7 @@ impl Order {
             Self::Announce { worker } => (ANNOUNCE, 0, worker.0, 0),
             Self::Signal { worker, signal, group } => (SIGNAL, u32::from(group), worker.0, signal.number()),
             Self::ForkZygote { watched } => (FORK_ZYGOTE, u32::from(watched), 0, 0),
+            Self::Preload => (PRELOAD, 0, 0, 0),
         };
         let mut bytes = [0; ORDER_SIZE];
         bytes[0..4].copy_from_slice(&tag.to_le_bytes());
@@ -70,6 +74,7 @@ impl Order {
             }
             ANNOUNCE => Ok(Self::Announce { worker }),
             SIGNAL => Ok(Self::Signal { worker, signal: Signal::from(number), group: flag != 0 }),
+            PRELOAD => Ok(Self::Preload),
             FORK_ZYGOTE => Ok(Self::ForkZygote { watched: flag != 0 }),
             tag => Err(UnknownTag(tag)),
         }
@@ -78,7 +83,7 @@ impl Order {
     /// How many descriptors come with it.
     pub(crate) fn fds(self) -> usize {
         match self {
-            Self::Fork { .. } => 1,
+            Self::Fork { .. } | Self::Preload => 1,
             Self::Signal { .. } | Self::Announce { .. } => 0,
             Self::ForkZygote { watched } => 1 + usize::from(watched),
         }
@@ -98,6 +103,8 @@ pub(crate) enum Fact {
     Exited { worker: WorkerId, pid: i32, status: i32, usage: Usage },
     /// The worker was stopped, by a signal or a tracer.
     Stopped { worker: WorkerId },
+    /// There is no such worker, or none any more.
+    Unknown { worker: WorkerId },
     /// Another zygote was forked (it says `Ready` on its own socket), or could not be.
     ZygoteForked { errno: i32 },
 }
@@ -112,6 +119,7 @@ const NOT_FORKED: u32 = 3;
 const EXITED: u32 = 4;
 const ZYGOTE_FORKED: u32 = 5;
 const STOPPED: u32 = 6;
+const UNKNOWN: u32 = 7;
 
 impl Fact {
     pub(crate) fn encode(self) -> FactBytes {
@@ -125,6 +133,7 @@ impl Fact {
             }
             Self::ZygoteForked { errno } => (ZYGOTE_FORKED, errno, 0, 0, none),
             Self::Stopped { worker } => (STOPPED, 0, worker.0, 0, none),
+            Self::Unknown { worker } => (UNKNOWN, 0, worker.0, 0, none),
         };
         let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         let mut bytes = [0; FACT_SIZE];
@@ -152,6 +161,7 @@ impl Fact {
             EXITED => Ok(Self::Exited { worker, pid: i32::try_from(last).unwrap_or(0), status: number, usage }),
             ZYGOTE_FORKED => Ok(Self::ZygoteForked { errno: number }),
             STOPPED => Ok(Self::Stopped { worker }),
+            UNKNOWN => Ok(Self::Unknown { worker }),
             tag => Err(UnknownTag(tag)),
         }
     }
@@ -162,7 +172,8 @@ impl Fact {
             Self::Forked { worker, .. }
             | Self::NotForked { worker, .. }
             | Self::Exited { worker, .. }
-            | Self::Stopped { worker } => Some(worker),
+            | Self::Stopped { worker }
+            | Self::Unknown { worker } => Some(worker),
             Self::Ready { .. } | Self::ZygoteForked { .. } => None,
         }
     }
@@ -192,6 +203,7 @@ mod tests {
             Order::Signal { worker, signal: Signal::TERM, group: true },
             Order::Signal { worker, signal: Signal::from(64), group: false },
             Order::ForkZygote { watched: true },
+            Order::Preload,
         ] {
             assert_eq!(Order::decode(&order.encode()), Ok(order));
         }
@@ -210,6 +222,7 @@ mod tests {
             Fact::Exited { worker, pid: i32::MAX, status: 0xff00, usage },
             Fact::ZygoteForked { errno: 0 },
             Fact::Stopped { worker },
+            Fact::Unknown { worker },
         ] {
             assert_eq!(Fact::decode(&fact.encode()), Ok(fact));
         }

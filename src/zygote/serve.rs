@@ -4,10 +4,14 @@ use std::{
     collections::VecDeque,
     convert::Infallible,
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    time::Duration,
 };
 
-use super::children::{Child, Children};
+use super::{
+    children::{Child, Children},
+    preload,
+};
 use crate::{
     model::{Signal, WorkerId},
     sys::{
@@ -15,7 +19,9 @@ use crate::{
         process::{self, Change, SingleThreaded},
         role::{self, Role},
         signal::{self, SignalSet},
-        socket, text,
+        socket,
+        table::Table,
+        text,
     },
     wire::control::{Fact, ORDER_SIZE, Order, OrderBytes, Prepare},
     worker,
@@ -28,14 +34,25 @@ const WATCH_FD: i32 = 4;
 /// How many orders for spares are read ahead.
 const MOST_SPARES: usize = 16;
 
+/// Where a zygote comes from.
+pub(crate) enum Origin {
+    /// The program: everything is still to be done.
+    Program,
+    /// Another zygote, which reads this table when the new one is gone.
+    Zygote {
+        table: Option<Table>,
+        /// Descriptors of a preload, which stay open.
+        kept: Vec<RawFd>,
+    },
+}
+
 /// The life of a zygote: runs in the child of the fork that made it, on its only thread, all signals blocked. `watch`
-/// says when the process `parent` is gone. `first`: it was not forked by another zygote. Returns only as far as
-/// `Infallible`: it ends the process.
-pub(crate) fn serve(control: OwnedFd, watch: Option<ParentWatch>, parent: i32, first: bool) -> Infallible {
-    match Zygote::prepare(control, watch, parent, first) {
+/// says when the process `parent` is gone. Returns only as far as `Infallible`: it ends the process.
+pub(crate) fn serve(control: OwnedFd, watch: Option<ParentWatch>, parent: i32, origin: Origin) -> Infallible {
+    match Zygote::prepare(control, watch, parent, origin) {
         Ok(mut zygote) => {
-            let _ = zygote.serve();
-            zygote.leave()
+            let program_is_gone = zygote.serve().unwrap_or(false);
+            zygote.leave(program_is_gone)
         }
         // The parent sees the end of the control socket before any `Ready`.
         Err(e) => process::exit(e.raw_os_error().unwrap_or(1)),
@@ -47,6 +64,14 @@ struct Zygote {
     watch: Option<OwnedFd>,
     parent: i32,
     children: Children,
+    /// Who forked this zygote, if that was another one.
+    ancestor: Option<i32>,
+    /// Descriptors that a preload opened: every process that is forked from here on has them.
+    kept: Vec<RawFd>,
+    /// For the ancestor: the workers.
+    table: Option<Table>,
+    /// The zygotes that this one forked, with their tables.
+    younger: Vec<(i32, Option<Table>)>,
     /// What the parent was not told yet, because the control socket is full.
     facts: VecDeque<Unsent>,
     /// A part of an order.
@@ -81,16 +106,20 @@ struct Unsent {
 }
 
 impl Zygote {
-    fn prepare(control: OwnedFd, watch: Option<ParentWatch>, parent: i32, first: bool) -> io::Result<Self> {
+    fn prepare(control: OwnedFd, watch: Option<ParentWatch>, parent: i32, origin: Origin) -> io::Result<Self> {
         role::set(Role::Zygote);
         SignalSet::all().apply();
+        let (kept, table, ancestor) = match origin {
+            Origin::Program => (Vec::new(), None, None),
+            Origin::Zygote { table, kept } => (kept, table, Some(process::parent_pid())),
+        };
         let watch = watch.and_then(|watch| watch.into_fd(parent));
         // Both out of the way of the numbers they get, then everything else goes.
         let control = fd::duplicate_above(control, WATCH_FD)?;
         let watch = watch.map(|watch| fd::duplicate_above(watch, WATCH_FD)).transpose()?;
         let control = fd::move_to(control, CONTROL_FD, true)?;
         let watch = watch.map(|watch| fd::move_to(watch, WATCH_FD, true)).transpose()?;
-        fd::close_from(if watch.is_some() { WATCH_FD } else { CONTROL_FD } + 1);
+        fd::close_from(if watch.is_some() { WATCH_FD } else { CONTROL_FD } + 1, &kept);
         // What workers find at 0 unless they ask for something else. The program's stdin stays the program's.
         fd::replace_stdio(fd::null()?, 0)?;
         // A worker that prints must not print into whatever got the number of a stream that the program had closed.
@@ -106,26 +135,33 @@ impl Zygote {
         worker::handle_signals()?;
         worker::install_hook();
         sys::set_name(c"zygote");
+        // One that was forked by another has it from there.
+        if ancestor.is_none() {
+            text::map_at_fork(worker::rehearse);
+        }
+        if let Some(table) = &table {
+            table.keep_from_forks();
+        }
         let mut zygote = Self {
             control,
             watch,
             parent,
             children: Children::default(),
+            ancestor,
+            kept,
+            table,
+            younger: Vec::new(),
             facts: VecDeque::new(),
             order: Vec::with_capacity(64 * ORDER_SIZE),
             fds: VecDeque::new(),
             spares: VecDeque::new(),
         };
-        // One that was forked by another has it from there.
-        if first {
-            text::map_at_fork(worker::rehearse);
-        }
         zygote.tell(Fact::Ready { pid: process::pid() }, None);
         Ok(zygote)
     }
 
-    /// Serves until the parent is gone.
-    fn serve(&mut self) -> io::Result<()> {
+    /// Serves until nobody needs it any more. `true`: the whole program is gone.
+    fn serve(&mut self) -> io::Result<bool> {
         loop {
             // A child that ends after this line interrupts the wait below.
             if signal::take_child_ended() {
@@ -140,11 +176,11 @@ impl Zygote {
             let read = !full && self.spares.len() < MOST_SPARES;
             let ready = signal::wait(self.control.as_raw_fd(), read, full, watch, idle)?;
             if ready.watch {
-                return Ok(());
+                return Ok(true);
             }
             if ready.control {
                 if !self.read_orders()? {
-                    return Ok(());
+                    return Ok(false);
                 }
             } else if let Some(spare) = self.spares.pop_front() {
                 self.fork_worker(spare.worker, spare.prepare, Then::Rehearse, spare.job);
@@ -153,13 +189,41 @@ impl Zygote {
     }
 
     /// Kills what is left and ends.
-    fn leave(&mut self) -> ! {
-        for pid in self.children.workers() {
-            let _ = process::signal_group(pid, Signal::KILL);
-            // Before its `setsid` a worker leads no group.
+    fn leave(&mut self, program_is_gone: bool) -> ! {
+        self.children.workers().for_each(kill_worker);
+        if let Some(ancestor) = self.ancestor.filter(|&pid| program_is_gone && pid == process::parent_pid()) {
+            // Somebody may have stopped it; then it would not see that it is not needed any more.
+            let _ = process::signal_child(ancestor, Signal::CONT);
+        }
+        for (pid, table) in std::mem::take(&mut self.younger) {
+            // It is told as this one is. Stopped, it does not hear it, and its workers are still to be killed.
+            for _ in 0..YOUNGER_LEAVES.as_millis() {
+                if process::has_ended(pid) {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
             let _ = process::signal_child(pid, Signal::KILL);
+            let _ = process::reap(pid);
+            table.iter().flat_map(Table::workers).for_each(|(pid, _)| kill_worker(pid));
         }
         process::exit(0)
+    }
+
+    /// Takes over the workers of a younger zygote that is gone: the kernel made this process their parent.
+    fn adopt(&mut self, zygote: i32) {
+        let Some(at) = self.younger.iter().position(|&(pid, _)| pid == zygote) else { return };
+        let (_, table) = self.younger.swap_remove(at);
+        for (pid, worker) in table.iter().flat_map(Table::workers) {
+            self.children.reserve();
+            self.children.add(pid, Child::Worker(worker));
+        }
+    }
+
+    /// The pid of a worker that was not reaped: one of this zygote's, or of a younger one that is about to be gone.
+    fn pid_of(&self, worker: WorkerId) -> Option<i32> {
+        let theirs = || self.younger.iter().filter_map(|(_, table)| table.as_ref()).flat_map(Table::workers);
+        self.children.pid_of(worker).or_else(|| theirs().find(|&(_, known)| known == worker).map(|(pid, _)| pid))
     }
 
     /// Reports every child that ended: what is left of its group dies before its pid can mean another process.
@@ -180,10 +244,15 @@ impl Zygote {
             let child = self.children.remove(pid);
             if matches!(child, Some(Child::Worker(_))) {
                 let _ = process::signal_group(pid, Signal::KILL);
+                if let Some(table) = &mut self.table {
+                    table.remove(pid);
+                }
             }
             let (status, usage) = process::reap(pid)?;
-            if let Some(Child::Worker(worker)) = child {
-                self.tell(Fact::Exited { worker, pid, status, usage }, None);
+            match child {
+                Some(Child::Worker(worker)) => self.tell(Fact::Exited { worker, pid, status, usage }, None),
+                Some(Child::Zygote) => self.adopt(pid),
+                None => {}
             }
         }
         Ok(())
@@ -268,17 +337,26 @@ impl Zygote {
                     if let Some(Spare { worker, prepare, job }) = self.spares.remove(at) {
                         self.fork_worker(worker, prepare, Then::Announce, job);
                     }
-                } else if let Some(pid) = self.children.pid_of(worker) {
+                } else if let Some(pid) = self.pid_of(worker) {
                     self.announce(worker, pid);
+                } else {
+                    self.tell(Fact::Unknown { worker }, None);
                 }
             }
             Order::Signal { worker, signal, group } => {
                 // A worker that is gone already needs no signal.
-                if let Some(pid) = self.children.pid_of(worker) {
+                if let Some(pid) = self.pid_of(worker) {
                     if group {
                         let _ = process::signal_group(pid, signal);
                     }
                     let _ = process::signal_child(pid, signal);
+                }
+            }
+            Order::Preload => {
+                if let Some(line) = self.next_fd()? {
+                    let mut opened = preload::run(line);
+                    self.kept.append(&mut opened);
+                    self.kept.sort_unstable();
                 }
             }
             Order::ForkZygote { watched } => {
@@ -304,15 +382,19 @@ impl Zygote {
         self.children.reserve();
         // Taken out so that the child owns it; the parent's copy is dropped below, right after the fork.
         let mut job = Some(job);
+        let kept = &self.kept;
         let forked = process::fork(SingleThreaded::just_forked(), || {
             let job = job.take().expect("the child runs once");
-            worker::main(job, prepare, then == Then::Rehearse)
+            worker::main(job, prepare, then == Then::Rehearse, kept)
         });
         drop(job);
         match forked {
             Ok(pid) => {
                 // Before the next wait: an exit is reported by this table.
                 self.children.add(pid, Child::Worker(worker));
+                if let Some(table) = &mut self.table {
+                    table.add(pid, worker);
+                }
                 if then == Then::Announce {
                     self.announce(worker, pid);
                 }
@@ -332,10 +414,26 @@ impl Zygote {
     /// worker of the other, which costs each of them some percent.
     fn fork_zygote(&mut self, control: OwnedFd, watch: Option<OwnedFd>) -> io::Result<()> {
         self.children.reserve();
+        self.younger.reserve(1);
         let parent = self.parent;
         let watch = watch.and_then(ParentWatch::from_fd).or_else(ParentWatch::inherited);
-        let pid = process::fork(SingleThreaded::just_forked(), move || serve(control, watch, parent, false))?;
+        // Both processes have it: the new one writes, this one reads when the other is gone.
+        let mut table = if process::become_subreaper() { Some(Table::new()?) } else { None };
+        let kept = &self.kept;
+        let pid = process::fork(SingleThreaded::just_forked(), || {
+            serve(control, watch, parent, Origin::Zygote { table: table.take(), kept: kept.clone() })
+        })?;
         self.children.add(pid, Child::Zygote);
+        self.younger.push((pid, table));
         Ok(())
     }
+}
+
+/// How long a younger zygote has to leave by itself.
+const YOUNGER_LEAVES: Duration = Duration::from_millis(50);
+
+fn kill_worker(pid: i32) {
+    let _ = process::signal_group(pid, Signal::KILL);
+    // Before its `setsid` a worker leads no group.
+    let _ = process::signal_child(pid, Signal::KILL);
 }

@@ -145,7 +145,7 @@ fn c34_a_task_in_an_uninterruptible_wait() {
             killed_after_its_grace_period(process).await;
             dead(child, Instant::now()).await;
         }
-        assert_eq!(children(zygote.pid()), []);
+        assert_eq!(children(zygote.pid()), [0; 0]);
     });
 }
 

@@ -8,6 +8,8 @@
 mod abort;
 mod answers;
 mod begun;
+mod bytes;
+mod channels;
 #[cfg(feature = "metrics")]
 mod facade;
 mod faults_cancel;
@@ -16,10 +18,13 @@ mod faults_deaf;
 mod faults_pids;
 mod faults_task;
 mod faults_time;
+mod fds;
+mod fds_owned;
 mod forks;
 mod harness;
 mod hosts;
 mod hygiene;
+mod large;
 mod load;
 mod lost_zygote;
 mod metrics;
@@ -33,6 +38,7 @@ mod output_faults;
 mod pipes;
 mod pool;
 mod pool_tasks;
+mod preload;
 mod runtimes;
 mod seed;
 mod seed_escalation;
@@ -41,6 +47,8 @@ mod seed_limits;
 mod seed_outcomes;
 mod seed_relay;
 mod seed_signals;
+mod shared;
+mod shutdown;
 mod stdio;
 mod stopping;
 mod surroundings;
@@ -60,6 +68,10 @@ fn cases() -> Vec<Case> {
         abort::CASES,
         answers::CASES,
         begun::CASES,
+        channels::CASES,
+        #[cfg(feature = "smol")]
+        channels::SMOL_CASES,
+        bytes::CASES,
         #[cfg(feature = "metrics")]
         facade::CASES,
         faults_cancel::CASES,
@@ -68,9 +80,12 @@ fn cases() -> Vec<Case> {
         faults_pids::CASES,
         faults_task::CASES,
         faults_time::CASES,
+        fds::CASES,
+        fds_owned::CASES,
         forks::CASES,
         hosts::CASES,
         hygiene::CASES,
+        large::CASES,
         load::CASES,
         lost_zygote::CASES,
         metrics::CASES,
@@ -85,6 +100,7 @@ fn cases() -> Vec<Case> {
         pool_tasks::CASES,
         #[cfg(feature = "stream")]
         pool_tasks::STREAM_CASES,
+        preload::CASES,
         runtimes::CASES,
         seed::CASES,
         seed_escalation::CASES,
@@ -93,6 +109,8 @@ fn cases() -> Vec<Case> {
         seed_outcomes::CASES,
         seed_relay::CASES,
         seed_signals::CASES,
+        shutdown::CASES,
+        shared::CASES,
         stdio::CASES,
         stopping::CASES,
         surroundings::CASES,

@@ -74,7 +74,7 @@ fn a_pool_runs_every_kind_of_function() {
         assert_eq!(pool.run_blocking(|a: u64, b: u64| a - b, (7, 3)).await.unwrap(), 4);
         assert_eq!(pool.run(nap, 5).await.unwrap(), 5);
         assert_eq!(pool.map(double, 0..10).collect().await.unwrap(), (0..10).map(|n| n * 2).collect::<Vec<_>>());
-        assert_eq!(pool.map(double, []).collect().await.unwrap(), []);
+        assert_eq!(pool.map(double, []).collect().await.unwrap(), [0; 0]);
         let (a, b, c) = tokio::join!(pool.run(double, 1), pool.run_blocking(|| 5, ()), pool.run(nap, 1));
         assert_eq!((a.unwrap(), b.unwrap(), c.unwrap()), (2, 5, 1));
         assert_eq!(tokio::spawn(pool.run(double, 4)).await.unwrap().unwrap(), 8);

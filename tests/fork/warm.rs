@@ -531,7 +531,7 @@ fn too_many_warm_workers_are_refused_by_number() {
         assert!(error.to_string().contains(&needed.to_string()) && error.to_string().contains(&limit.to_string()));
     }
     assert_eq!(own(), before, "no descriptor is left");
-    assert_eq!(children(std::process::id()), [], "no process is left");
+    assert_eq!(children(std::process::id()), [0; 0], "no process is left");
     let zygote = Zygote::builder().warm(100).start().unwrap();
     multi_thread().block_on(async {
         all_stand(&zygote, 100).await;

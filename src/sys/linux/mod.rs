@@ -36,8 +36,11 @@ pub(super) fn probe() -> u32 {
         }
     }
     // A range that holds no descriptor.
-    if close_range_from(libc::c_int::MAX - 1) {
+    if close_range(RawFd::MAX - 1, RawFd::MAX) {
         found |= Capability::CloseRange as u32;
+    }
+    if is_subreaper().is_ok() {
+        found |= Capability::Subreaper as u32;
     }
     if memory::sealable(0).and_then(memory::seal).is_ok() {
         found |= Capability::Seals as u32;
@@ -48,6 +51,19 @@ pub(super) fn probe() -> u32 {
         }
     }
     found
+}
+
+fn is_subreaper() -> io::Result<bool> {
+    let mut is: libc::c_int = 0;
+    // SAFETY: a live int.
+    check(unsafe { libc::prctl(libc::PR_GET_CHILD_SUBREAPER, &raw mut is) })?;
+    Ok(is != 0)
+}
+
+/// From now on this process is the parent of its descendants whose parent dies.
+pub(super) fn become_subreaper() -> io::Result<()> {
+    // SAFETY: touches no memory.
+    check(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) }).map(drop)
 }
 
 /// How many threads this process has.
@@ -151,9 +167,9 @@ pub(super) fn refuse_fds(socket: RawFd) -> bool {
     result == 0
 }
 
-pub(super) fn close_range_from(first: RawFd) -> bool {
-    // SAFETY: the caller owns every descriptor from `first` on.
-    unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_int::MAX, 0) == 0 }
+pub(super) fn close_range(first: RawFd, last: RawFd) -> bool {
+    // SAFETY: the caller owns every descriptor from `first` to `last`.
+    unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) == 0 }
 }
 
 /// What may be open: what /proc lists, or else every number up to the limit.

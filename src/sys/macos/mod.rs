@@ -30,6 +30,10 @@ pub(super) fn probe() -> u32 {
 }
 
 /// How many threads this process has.
+pub(super) fn become_subreaper() -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 pub(crate) fn thread_count() -> io::Result<usize> {
     // SAFETY: an all-zero proc_taskinfo is valid storage.
     let mut info: libc::proc_taskinfo = unsafe { mem::zeroed() };
@@ -128,7 +132,7 @@ pub(super) fn refuse_fds(_socket: RawFd) -> bool {
     false
 }
 
-pub(super) fn close_range_from(_first: RawFd) -> bool {
+pub(super) fn close_range(_first: RawFd, _last: RawFd) -> bool {
     false
 }
 

@@ -1,0 +1,207 @@
+//! The zygotes behind one handle: the one that serves, and the ancestor that it was forked from and that can fork the
+//! next one.
+//!
+//! ```text
+//! ancestor A --fork--> serving zygote S --fork--> workers
+//! ```
+//!
+//! The ancestor is idle, and the parent of what its descendants leave (a subreaper, on Linux). When S dies, A inherits
+//! its workers, reports how they end, and forks the next S. When A dies, S forks the next one that serves, and is the
+//! ancestor from then on. Both at once is the end of the handle, unless another one's zygotes are there to fork from.
+//!
+//! All handles of a program share one ancestor, but for those whose zygote has preloaded something.
+
+use std::{
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError, Weak,
+        atomic::{AtomicI32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::sync::watch;
+
+use super::{launch::Launched, link::Link, zygote::Inner};
+use crate::sys::{process, role};
+
+/// The zygote that serves.
+#[derive(Clone, Debug)]
+pub(super) struct Serving {
+    pub(super) link: Arc<Link>,
+    pub(super) pid: u32,
+    life: Life,
+    since: Instant,
+    /// How many before this one had no time to do anything.
+    setbacks: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    Up,
+    /// It is gone; the next one is being forked.
+    Down,
+    /// There will be no other.
+    Lost,
+}
+
+/// One that died sooner had no time to do anything.
+const SETBACK: Duration = Duration::from_millis(10);
+/// The longest wait between two tries.
+const LONGEST: Duration = Duration::from_secs(1);
+
+/// How long to wait before the next zygote is forked, after so many that came to nothing.
+fn delay(setbacks: u32) -> Duration {
+    match setbacks {
+        0 => Duration::ZERO,
+        n => Duration::from_millis(1 << n.min(10)).min(LONGEST),
+    }
+}
+
+/// A zygote that only forks others. It ends when the last handle that needs it does.
+#[derive(Debug)]
+pub(super) struct Ancestor {
+    pub(super) link: Arc<Link>,
+    /// Whether the driver hears it.
+    pub(super) served: OnceLock<()>,
+    owner: i32,
+    /// Forked this one, and would kill it when it leaves.
+    _older: Option<Arc<Ancestor>>,
+}
+
+impl Ancestor {
+    pub(super) fn new(link: Arc<Link>, older: Option<Arc<Ancestor>>) -> Arc<Self> {
+        Arc::new(Self { link, served: OnceLock::new(), owner: process::pid(), _older: older })
+    }
+}
+
+impl Drop for Ancestor {
+    fn drop(&mut self) {
+        if self.owner == process::pid() && role::get() == role::Role::Parent {
+            self.link.close();
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Lineage {
+    serving: watch::Sender<Serving>,
+    ancestor: Mutex<Arc<Ancestor>>,
+    /// Its image is the program's as it was at the first start, so any other such zygote can fork the next one.
+    pub(super) pristine: bool,
+}
+
+impl Lineage {
+    pub(super) fn new(launched: Launched, ancestor: Arc<Ancestor>, pristine: bool) -> Self {
+        let serving = watch::Sender::new(Serving::new(launched, 0));
+        Self { serving, ancestor: Mutex::new(ancestor), pristine }
+    }
+
+    pub(super) fn link(&self) -> Arc<Link> {
+        self.serving.borrow().link.clone()
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.serving.borrow().pid
+    }
+
+    pub(super) fn serves_by(&self, link: &Arc<Link>) -> bool {
+        Arc::ptr_eq(&self.serving.borrow().link, link)
+    }
+
+    pub(super) fn ancestor(&self) -> Arc<Ancestor> {
+        self.ancestor.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_ancestor(&self, ancestor: Arc<Ancestor>) {
+        let before = std::mem::replace(&mut *self.ancestor.lock().unwrap_or_else(PoisonError::into_inner), ancestor);
+        drop(before);
+    }
+
+    /// The zygote that served is gone. Says how long to wait before the next one is forked.
+    pub(super) fn is_down(&self) -> Duration {
+        let mut wait = Duration::ZERO;
+        self.serving.send_modify(|serving| {
+            serving.life = Life::Down;
+            serving.setbacks = if serving.since.elapsed() < SETBACK { serving.setbacks + 1 } else { 0 };
+            wait = delay(serving.setbacks);
+        });
+        wait
+    }
+
+    /// There was none to be had now. Says how long to wait before the next try.
+    pub(super) fn has_failed(&self) -> Duration {
+        let mut wait = Duration::ZERO;
+        self.serving.send_modify(|serving| {
+            serving.setbacks += 1;
+            wait = delay(serving.setbacks);
+        });
+        wait
+    }
+
+    /// There will be no other.
+    pub(super) fn is_lost(&self) {
+        self.serving.send_modify(|serving| serving.life = Life::Lost);
+    }
+
+    /// Another one serves from now on.
+    pub(super) fn succeed(&self, launched: Launched) {
+        self.serving.send_modify(|serving| *serving = Serving::new(launched, serving.setbacks));
+    }
+
+    /// Waits until another zygote serves than the one of this link. `false` if there will be none, or not in time.
+    pub(super) async fn successor_of(&self, link: &Arc<Link>, sleep: impl Future<Output = ()>) -> bool {
+        let mut serving = self.serving.subscribe();
+        let other = serving.wait_for(|serving| match serving.life {
+            Life::Up => !Arc::ptr_eq(&serving.link, link),
+            Life::Down => false,
+            Life::Lost => true,
+        });
+        match super::race::race(other, sleep).await {
+            super::race::Either::First(Ok(serving)) => serving.life == Life::Up,
+            _ => false,
+        }
+    }
+}
+
+impl Serving {
+    fn new(launched: Launched, setbacks: u32) -> Self {
+        let pid = launched.pid.unsigned_abs();
+        Self { link: Arc::new(launched.link), pid, life: Life::Up, since: Instant::now(), setbacks }
+    }
+}
+
+/// Every handle's zygotes.
+static FAMILY: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
+/// The process that they belong to: a fork of it must leave them alone. 0 before there are any.
+static OWNER: AtomicI32 = AtomicI32::new(0);
+
+/// Makes a handle known.
+pub(super) fn remember(inner: &Arc<Inner>) {
+    OWNER.store(process::pid(), Ordering::Relaxed);
+    let mut family = FAMILY.lock().unwrap_or_else(PoisonError::into_inner);
+    family.retain(|inner| inner.strong_count() > 0);
+    family.push(Arc::downgrade(inner));
+}
+
+/// Whether this process is a fork of the one that has the zygotes. Then `family` is not to be asked: another thread may
+/// have held its lock at the fork.
+pub(super) fn is_of_another_process() -> bool {
+    ![0, process::pid()].contains(&OWNER.load(Ordering::Relaxed))
+}
+
+/// All handles that are there, the newest last.
+pub(super) fn family() -> Vec<Arc<Inner>> {
+    FAMILY.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crash_loop_backs_off_and_a_single_crash_does_not() {
+        assert_eq!(delay(0), Duration::ZERO);
+        assert_eq!([1, 2, 3].map(delay), [2, 4, 8].map(Duration::from_millis));
+        assert_eq!(delay(40), LONGEST);
+    }
+}
