@@ -32,6 +32,8 @@ expect panic 'message: "two" is not a number: invalid digit found in string'
 expect blocking '5133 primes below 50000 and 4459 more below 100000: 9592'
 expect smol 'ten naps of 100 ms on smol, together: 45'
 expect progress 'all done, the sum is 780'
+expect output_lines 'it says: 2 of 3'
+expect output_lines 'its last words: error: data\.bin is damaged'
 expect task_progress '17984 primes below 200000'
 expect connections 'still here -> \[[0-9]+\] STILL HERE' --demo
 expect shared_table '100 tasks found [0-9]+ rows in 64 MB; none had more than [0-9]{1,4} kB of its own'

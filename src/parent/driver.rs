@@ -1,4 +1,4 @@
-//! The one thread of the library in the user's program.
+//! The one thread of the library in the user's program, but for that of `events`.
 //!
 //! It starts with the first task and lives as long as the program. It never blocks and never runs user code.
 
