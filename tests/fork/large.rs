@@ -104,15 +104,21 @@ fn cold() -> ZygoteBuilder {
 }
 
 async fn only_child(zygote: &Zygote) -> Life {
-    eventually("it is born", || children(zygote.pid()).len() == 1).await;
-    Life::of(children(zygote.pid())[0])
+    let mut found = Vec::new();
+    eventually("it is born", || {
+        found = children(zygote.pid());
+        found.len() == 1
+    })
+    .await;
+    Life::of(found[0])
 }
 
 const MUCH: usize = 64 << 20;
 
 fn d59_arguments_that_are_not_read() {
     undisturbed_with(cold(), |zygote| async move {
-        let task = zygote.task().startup_timeout(Duration::from_secs(1));
+        // Long enough for it to be born on a busy machine.
+        let task = zygote.task().startup_timeout(Duration::from_secs(3));
         let notes = Notes::new("never");
         let never = async |path: String, _: Bytes| note(&path, "ran");
         let arguments = (notes.path(), Bytes::from(made(MUCH)));
