@@ -126,8 +126,7 @@ impl Prepared {
             let record = Record::new(
                 worker.clone(),
                 self.job.limits,
-                inner.clone(),
-                spare.link.clone(),
+                (inner.clone(), spare.link.clone()),
                 permit,
                 kept,
                 self.announce,
@@ -159,8 +158,7 @@ impl Prepared {
         let record = Record::new(
             worker.clone(),
             self.job.limits,
-            inner.clone(),
-            link.clone(),
+            (inner.clone(), link.clone()),
             permit,
             kept,
             self.announce,

@@ -78,8 +78,7 @@ impl Record {
     pub(super) fn new(
         worker: Arc<Worker>,
         limits: Limits,
-        zygote: Arc<Inner>,
-        link: Arc<Link>,
+        (zygote, link): (Arc<Inner>, Arc<Link>),
         permit: OwnedSemaphorePermit,
         theirs: Option<Arc<OwnedFd>>,
         announced: bool,
