@@ -608,13 +608,13 @@ fn escape(how: String) -> u32 {
     };
     let mut command = Command::new("sh");
     command.args(["-c", script]).stdin(StdStdio::null()).stdout(StdStdio::null()).stderr(StdStdio::null());
-    // SAFETY: calls what is async-signal-safe: the shell is left by its parent, a session of its own.
-    unsafe {
-        command.pre_exec(|| {
-            libc::setsid();
-            Ok(())
-        })
+    let leave = || {
+        // SAFETY: touches no memory.
+        unsafe { libc::setsid() };
+        Ok(())
     };
+    // SAFETY: it calls what is async-signal-safe only: the shell is left by its parent, a session of its own.
+    unsafe { command.pre_exec(leave) };
     command.spawn().unwrap().id()
 }
 
