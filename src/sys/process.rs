@@ -199,8 +199,10 @@ pub(crate) fn look_at_ended(pid: i32) -> Option<(i32, Usage)> {
     // SAFETY: an all-zero rusage is valid; it is plain data.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
     let info = os::wait_for_usage(pid, &mut usage).ok()?;
-    // SAFETY: waitid fills si_pid and si_status, or leaves the zeros that were put there.
-    let (found, status) = unsafe { (info.si_pid(), info.si_status()) };
+    // SAFETY: waitid fills si_pid, or leaves the zero that was put there.
+    let found = unsafe { info.si_pid() };
+    // SAFETY: as above.
+    let status = unsafe { info.si_status() };
     let word = match info.si_code {
         _ if found != pid => return None,
         libc::CLD_EXITED => (status & 0xff) << 8,

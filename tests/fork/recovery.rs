@@ -17,9 +17,9 @@ use crate::{
 };
 
 crate::cases![
-    e63_exits_are_exact_after_the_death_of_a_zygote,
-    e63_a_worker_that_ended_as_its_zygote_died_is_reported;
-    90 => e63_either_zygote_dies_in_turn,
+    e63_exits_are_exact_after_the_death_of_a_zygote;
+    90 => e63_a_worker_that_ended_as_its_zygote_died_is_reported,
+    e63_either_zygote_dies_in_turn,
     e63_handles_outlive_the_ancestor_that_they_share,
     e63_a_handle_lives_on_when_the_one_it_recovered_from_is_dropped,
     e63_a_pool_outlives_its_zygotes,
@@ -45,7 +45,7 @@ pub(crate) fn both(zygote: &Zygote) -> Both {
 
 /// The same while they come and go.
 pub(crate) fn try_both(zygote: &Zygote) -> Option<Both> {
-    let serving = Life::try_of(zygote.pid())?;
+    let serving = Life::try_of(zygote.pid()).filter(|serving| !serving.is_over())?;
     let ancestor = Life::try_of(parent_of(serving.pid)?)?;
     let name = std::fs::read_to_string(format!("/proc/{}/comm", ancestor.pid)).ok()?;
     // One whose ancestor is gone has another parent for a moment.
@@ -262,10 +262,15 @@ impl Patients {
 async fn works(zygote: &Zygote) {
     for n in 0..2 {
         assert_eq!(soon("run", zygote.run_in_process(async |n: u8| n, n)).await.unwrap(), n);
-        let process = soon("open", zygote.open_in_process(async |n: u8| n, n)).await.unwrap();
+        let process = match soon("open", zygote.open_in_process(async |n: u8| n, n)).await {
+            // It was with a zygote that was dying, and nobody else knows its pid.
+            Err(Error::ZygoteLost { started: Some(true), .. }) if !inherits() => continue,
+            opened => opened.unwrap(),
+        };
         assert_eq!(soon("wait", process.wait()).await.unwrap(), n);
         let (status, usage) = soon("an exit", process.exited()).await;
-        assert!(status.success() && usage.is_some(), "{status:?} {usage:?}");
+        // It may have been with a worker of one that was dying.
+        assert!(status.success() && usage.is_some() || !inherits(), "{status:?} {usage:?}");
     }
 }
 
@@ -603,13 +608,13 @@ fn escape(how: String) -> u32 {
     };
     let mut command = Command::new("sh");
     command.args(["-c", script]).stdin(StdStdio::null()).stdout(StdStdio::null()).stderr(StdStdio::null());
-    // SAFETY: calls what is async-signal-safe: the shell is left by its parent, a session of its own.
-    unsafe {
-        command.pre_exec(|| {
-            libc::setsid();
-            Ok(())
-        })
+    let leave = || {
+        // SAFETY: touches no memory.
+        unsafe { libc::setsid() };
+        Ok(())
     };
+    // SAFETY: it calls what is async-signal-safe only: the shell is left by its parent, a session of its own.
+    unsafe { command.pre_exec(leave) };
     command.spawn().unwrap().id()
 }
 
