@@ -35,6 +35,7 @@ expect progress 'all done, the sum is 780'
 expect task_progress '17984 primes below 200000'
 expect connections 'still here -> \[[0-9]+\] STILL HERE' --demo
 expect shared_table '100 tasks found [0-9]+ rows in 64 MB; none had more than [0-9]{1,4} kB of its own'
+expect generations '[0-9]+ tasks, none lost or wrong; the last one saw version 4'
 expect server 'GET /crash -> HTTP/1\.1 500 .* was killed by SIGABRT( \(core dumped\))?' --demo
 expect server 'GET /6 -> HTTP/1\.1 200 OK \| 6 \* 6 = 36' --demo
 

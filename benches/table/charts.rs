@@ -110,10 +110,10 @@ fn growth_chart(report: &Report, machine: &str) -> Option<String> {
     );
 
     let series = [
-        ("take", "p50", "bytes to the worker", 1, false),
+        ("take", "p50", "Bytes to the worker", 1, false),
         ("text", "p50", "String to the worker", 4, false),
-        ("give", "p50", "bytes from the worker", 3, false),
-        ("vec", "p50", "Vec<u8> without serde_bytes", 2, false),
+        ("give", "p50", "Bytes from the worker", 3, false),
+        ("vec", "p50", "Vec<u8> to the worker", 2, false),
         ("take", "bare", "bare socket, to", 0, true),
         ("give", "bare", "bare socket, from", 0, true),
     ];

@@ -27,6 +27,7 @@ mod helper;
 mod latency;
 mod payload;
 mod peers;
+mod preload;
 mod report;
 mod stats;
 mod svg;
@@ -103,7 +104,7 @@ struct Setting<'a> {
     many: bool,
 }
 
-const SECTIONS: [&str; 6] = ["latency", "throughput", "large", "standing", "payload", "choices"];
+const SECTIONS: [&str; 7] = ["latency", "throughput", "large", "standing", "preload", "payload", "choices"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     if env::var_os(REEXEC).is_some() {
@@ -151,6 +152,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     if wanted("standing") {
         growth::many_warm(&plan, &setting, &mut floor, &mut report);
+    }
+    if wanted("preload") {
+        preload::run(&plan, &setting, &mut report);
     }
     if wanted("payload") {
         payload::run(&plan, &setting, &mut floor, &mut report);

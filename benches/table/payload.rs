@@ -3,8 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use serde_bytes::ByteBuf;
-use tokio_run_in_process::Zygote;
+use tokio_run_in_process::{Bytes, Zygote};
 
 use crate::{
     Plan, Setting,
@@ -20,8 +19,12 @@ pub(crate) const SIZES: [usize; 7] = [KB, 16 * KB, 64 * KB, 256 * KB, MB, 8 * MB
 /// As a vector of numbers, each of which goes through `serde`; more of them would take seconds.
 const LARGEST_VEC: usize = 8 * MB;
 
-async fn take(bytes: ByteBuf) -> usize {
+async fn take(bytes: Bytes) -> usize {
     bytes.len()
+}
+
+async fn back(bytes: Bytes) -> Bytes {
+    bytes
 }
 
 async fn take_text(text: String) -> usize {
@@ -32,8 +35,8 @@ async fn take_vec(bytes: Vec<u8>) -> usize {
     bytes.len()
 }
 
-async fn give(count: usize) -> ByteBuf {
-    ByteBuf::from(vec![1; count])
+async fn give(count: usize) -> Bytes {
+    Bytes::from(vec![1; count])
 }
 
 #[derive(Clone, Copy)]
@@ -42,24 +45,27 @@ enum Load {
     TakeText,
     TakeVec,
     Give,
+    Both,
 }
 
-const LOADS: [(&str, &str, Load); 4] = [
-    ("take", "bytes to the worker", Load::Take),
+const LOADS: [(&str, &str, Load); 5] = [
+    ("take", "Bytes to the worker", Load::Take),
+    ("both", "Bytes there and back", Load::Both),
     ("text", "String to the worker", Load::TakeText),
-    ("vec", "Vec<u8> without serde_bytes", Load::TakeVec),
-    ("give", "bytes from the worker", Load::Give),
+    ("vec", "Vec<u8> to the worker", Load::TakeVec),
+    ("give", "Bytes from the worker", Load::Give),
 ];
 
 async fn once(zygote: &Zygote, load: Load, size: usize) -> Duration {
     let (bytes, text) = match load {
-        Load::Take | Load::TakeVec => (vec![1; size], String::new()),
+        Load::Take | Load::TakeVec | Load::Both => (vec![1; size], String::new()),
         Load::TakeText => (Vec::new(), "x".repeat(size)),
         Load::Give => Default::default(),
     };
     let start = Instant::now();
     let count = match load {
-        Load::Take => zygote.run_in_process(take, ByteBuf::from(bytes)).await,
+        Load::Take => zygote.run_in_process(take, Bytes::from(bytes)).await,
+        Load::Both => zygote.run_in_process(back, Bytes::from(bytes)).await.map(|bytes| bytes.len()),
         Load::TakeText => zygote.run_in_process(take_text, text).await,
         Load::TakeVec => zygote.run_in_process(take_vec, bytes).await,
         Load::Give => zygote.run_in_process(give, size).await.map(|bytes| bytes.len()),
@@ -86,7 +92,11 @@ fn each(ways: &Ways, zygote: &Zygote, load: Load, size: usize, n: usize) -> Vec<
 fn bare(floor: &mut Floor, load: Load, size: usize, n: usize) -> f64 {
     let bytes = vec![1; if matches!(load, Load::Give) { 0 } else { size }];
     let mover = &mut floor.mover;
-    let times = (0..n).map(|_| if matches!(load, Load::Give) { mover.receive(size) } else { mover.send(&bytes) });
+    let times = (0..n).map(|_| match load {
+        Load::Give => mover.receive(size),
+        Load::Both => mover.send(&bytes) + mover.receive(size),
+        Load::Take | Load::TakeText | Load::TakeVec => mover.send(&bytes),
+    });
     p50(&times.collect::<Vec<_>>())
 }
 

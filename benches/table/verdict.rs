@@ -68,9 +68,13 @@ pub(crate) fn print(report: &mut Report) {
             &AtMost(5.0),
         );
     }
-    line(report, "", "zygote with 1 GB in a sealed memfd : empty one", None, &AtMost(1.1));
+    let preloaded = get(report, "preload shared 1024");
+    line(report, "", "zygote with 1 GB in a sealed memfd : empty one", preloaded, &AtMost(1.1));
     let own = get(report, "standing 10 uss");
     line(report, "7", "own memory of an idle warm worker, kB", own, &AtMost(100.0));
+    let bytes = ratio(report, &format!("both {} p50", 1 << 20), &format!("both {} bare", 1 << 20));
+    line(report, "", "1 MB of Bytes there and back : by hand", bytes, &AtMost(1.5));
+    line(report, "", "warm with 256 MB in a Shared : without", get(report, "shared 256"), &AtMost(1.15));
     let serve = get(report, "standing 1000 p50").map(|_| 1000.0);
     line(report, "", "warm workers that stand and serve", serve, &AtLeast(1000.0));
 }

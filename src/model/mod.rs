@@ -6,6 +6,8 @@ mod demand;
 mod exit;
 mod histogram;
 mod lifecycle;
+#[cfg(feature = "tracing")]
+mod lines;
 mod outcome;
 #[cfg(test)]
 pub(crate) mod random;
@@ -19,6 +21,8 @@ pub use exit::{ExitStatus, Usage};
 pub use histogram::Latency;
 pub(crate) use histogram::{BUCKETS, bucket};
 pub(crate) use lifecycle::{Action, Event, Lifecycle, Limits};
+#[cfg(feature = "tracing")]
+pub(crate) use lines::{Line, Lines};
 pub use outcome::Phase;
 pub(crate) use outcome::{Cause, Ending, Failure, Terminal, settle};
 pub use report::{Frame, PanicReport};

@@ -59,6 +59,9 @@ impl Drop for Conversation {
     }
 }
 
+/// Why a result of which the first bytes are there is given up.
+pub(super) const NO_ROOM: &str = "there is not enough memory for it";
+
 /// The worker's last words, or how it broke the protocol.
 type Words = Result<Terminal<Bytes>, String>;
 
@@ -73,6 +76,8 @@ enum Heard {
     ShutDown,
     /// The job cannot be sent, now.
     Unsendable(io::Error),
+    /// There is no memory for the result.
+    NoRoom,
 }
 
 impl Conversation {
@@ -160,6 +165,10 @@ impl Conversation {
                 Heard::Unsendable(source) => {
                     let (task, step) = (self.line.worker.task_id(), "send the descriptors of its job".to_owned());
                     return Err(Error::Spawn { task, step, source: Arc::new(source) });
+                }
+                Heard::NoRoom => {
+                    let (task, reason) = (self.line.worker.task_id(), NO_ROOM.to_owned());
+                    return Err(Error::Decode { task, what: Coded::Result, reason });
                 }
             }
         }
@@ -264,6 +273,7 @@ impl Conversation {
                 Err(e) if tokio::runtime::is_rt_shutdown_err(&e) => return Heard::ShutDown,
                 // ECONNRESET comes before what the worker said is read (FAULTS P10): read on.
                 Err(e) if e.kind() == io::ErrorKind::ConnectionReset => self.unread = true,
+                Err(e) if e.kind() == io::ErrorKind::OutOfMemory => return Heard::NoRoom,
                 Err(_) | Ok((0, _)) => return Heard::End,
                 Ok((_, n)) => {
                     if let Some(words) = take_in(&mut self.reader, &mut self.line, &buffer[..n]) {

@@ -75,19 +75,27 @@ impl Prepared {
     async fn admit(&self) -> Result<OwnedSemaphorePermit, Error> {
         let inner: &Arc<Inner> = &self.zygote.0;
         let permits: &Arc<Semaphore> = &inner.permits;
+        if inner.is_closing() {
+            return Err(Error::ShutDown);
+        }
         if let Ok(permit) = permits.clone().try_acquire_owned() {
             return Ok(permit);
         }
         let _queued = Waits::new(&inner.counters.queued);
         inner.ask_for_room();
-        let turn = permits.clone().acquire_owned();
+        let turn = async {
+            match race(permits.clone().acquire_owned(), inner.is_closed()).await {
+                Either::First(permit) => permit.map_err(|_| Error::ShutDown),
+                Either::Second(()) => Err(Error::ShutDown),
+            }
+        };
         let Some(limit) = self.queue_timeout else {
-            return turn.await.map_err(|_| Error::ShutDown);
+            return turn.await;
         };
         let driver = inner.driver().map_err(self.failed("start the driver thread"))?;
         let timeout = driver.enter(|| tokio::time::sleep(limit));
         match race(turn, timeout).await {
-            Either::First(permit) => permit.map_err(|_| Error::ShutDown),
+            Either::First(permit) => permit,
             Either::Second(()) => Err(Error::TimedOut { task: self.task_id(), phase: Phase::Queued, limit }),
         }
     }
@@ -126,8 +134,7 @@ impl Prepared {
             let record = Record::new(
                 worker.clone(),
                 self.job.limits,
-                inner.clone(),
-                spare.link.clone(),
+                (inner.clone(), spare.link.clone()),
                 permit,
                 kept,
                 self.announce,
@@ -159,8 +166,7 @@ impl Prepared {
         let record = Record::new(
             worker.clone(),
             self.job.limits,
-            inner.clone(),
-            link.clone(),
+            (inner.clone(), link.clone()),
             permit,
             kept,
             self.announce,
@@ -207,6 +213,7 @@ impl<'a> Tries<'a> {
                     return Ok(line);
                 }
                 Err(Error::ZygoteLost { started: Some(false), .. }) if self.outlive_zygote().await => {}
+                Err(Error::ZygoteLost { .. }) if self.task.zygote.0.is_closing() => return Err(Error::ShutDown),
                 Err(error) => return Err(error),
             }
         }
@@ -234,6 +241,6 @@ impl<'a> Tries<'a> {
         let now = Instant::now();
         let until = *self.until.get_or_insert(now + self.task.job.limits.startup.min(LONGEST_START));
         let timeout = driver.enter(|| tokio::time::sleep_until(until.into()));
-        until > now && inner.lineage.successor_of(&self.link, timeout).await
+        until > now && !inner.is_closing() && inner.lineage.successor_of(&self.link, timeout).await
     }
 }

@@ -142,6 +142,7 @@ impl Driver {
             link.has_unsent.notify_one();
             let Err(e) = ended;
             self.zygote_lost(&link, &e);
+            link.set_ended();
         });
         Ok(())
     }
@@ -261,7 +262,7 @@ async fn send_on(link: Arc<Link>) {
 }
 
 /// Waits for the end of the process that a pidfd means. Not its parent, so nothing is reaped here.
-async fn wait_for_pidfd(pidfd: OwnedFd) -> ExitStatus {
+pub(super) async fn wait_for_pidfd(pidfd: OwnedFd) -> ExitStatus {
     // Any descriptor that can be polled will do; only its readiness is used.
     let Ok(pipe) = pipe::Receiver::from_owned_fd_unchecked(pidfd) else { return ExitStatus::Unknown };
     if pipe.readable().await.is_err() {
@@ -280,19 +281,29 @@ async fn wait_for_pidfd(pidfd: OwnedFd) -> ExitStatus {
 /// A worker did not end by itself and is killed (SEED S28).
 pub(super) fn warn_killed(worker: &Worker, cause: Option<Cause>) {
     #[cfg(feature = "tracing")]
-    tracing::warn!(
-        task = &*worker.name,
-        pid = worker.status.borrow().pid,
-        reason = ?cause,
-        "the worker did not end by itself and is killed"
-    );
+    {
+        let (task, pid) = (worker.name.clone(), worker.status.borrow().pid);
+        warn(move || {
+            tracing::warn!(task = &*task, pid, reason = ?cause, "the worker did not end by itself and is killed");
+        });
+    }
     #[cfg(not(feature = "tracing"))]
     let _ = (worker, cause);
 }
 
 fn warn_zygote_lost(why: &io::Error) {
     #[cfg(feature = "tracing")]
-    tracing::warn!(error = %why, "a zygote is gone; another one takes its place");
+    {
+        let why = why.to_string();
+        warn(move || tracing::warn!(error = why, "a zygote is gone; another one takes its place"));
+    }
     #[cfg(not(feature = "tracing"))]
     let _ = why;
+}
+
+/// Not here: a subscriber is the program's code, and the roster may be locked.
+#[cfg(feature = "tracing")]
+fn warn(event: impl FnOnce() + Send + 'static) {
+    // About what it takes. If it does not fit, a subscriber blocks and would not hear it either.
+    let _ = super::events::tell(512, event);
 }

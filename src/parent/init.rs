@@ -1,6 +1,9 @@
 //! The process-wide zygote and the free functions that use it.
 
-use std::{future::Future, sync::OnceLock};
+use std::{
+    future::Future,
+    sync::{PoisonError, RwLock},
+};
 
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -14,7 +17,7 @@ use crate::{
     task::{AsyncTask, BlockingTask},
 };
 
-static DEFAULT: OnceLock<Zygote> = OnceLock::new();
+static DEFAULT: RwLock<Option<Zygote>> = RwLock::new(None);
 
 /// Starts the process-wide zygote, which the free functions use. Call it once, first thing in `main`: after privileges
 /// were dropped, the program daemonised and log subscribers are installed, before anything starts a thread, so not under
@@ -38,13 +41,35 @@ pub fn init() -> Result<(), StartError> {
     if role::get() != Role::Parent {
         return Err(StartError::InsideWorker);
     }
-    if let Some(zygote) = DEFAULT.get() {
+    // One after the other, should two threads call it.
+    let mut default = DEFAULT.write().unwrap_or_else(PoisonError::into_inner);
+    if let Some(zygote) = &*default {
         return Err(match zygote.0.check_owner() {
             Ok(()) => StartError::AlreadyInitialized,
             Err(_) => StartError::WrongProcess,
         });
     }
-    DEFAULT.set(Zygote::builder().start()?).map_err(|_| StartError::AlreadyInitialized)
+    *default = Some(Zygote::builder().start()?);
+    Ok(())
+}
+
+/// Makes this the process-wide zygote, which the free functions use from now on; gives the one before. So a program that
+/// has preloaded its next generation goes over to it: tasks that are under way finish where they are.
+///
+/// ```
+/// use tokio_run_in_process::{block_on, default_zygote, run_in_process, set_default_zygote, worker};
+///
+/// block_on(async {
+///     let next = default_zygote().unwrap().preload(|| "tables".to_owned(), ()).await.unwrap();
+///     let before = set_default_zygote(next);
+///     drop(before); // ends with its last task
+///     let tables = run_in_process(async || worker::preloaded::<String>().cloned(), ()).await.unwrap();
+///     assert_eq!(tables.as_deref(), Some("tables"));
+/// })
+/// .unwrap();
+/// ```
+pub fn set_default_zygote(zygote: Zygote) -> Option<Zygote> {
+    DEFAULT.write().unwrap_or_else(PoisonError::into_inner).replace(zygote)
 }
 
 /// The zygote that [`init`] started.
@@ -62,8 +87,12 @@ pub fn default_zygote() -> Result<Zygote, Error> {
     if role::get() != Role::Parent {
         return Err(Error::InsideWorker);
     }
-    DEFAULT.get().cloned().ok_or(Error::NotInitialized)
+    DEFAULT.read().unwrap_or_else(PoisonError::into_inner).clone().ok_or(Error::NotInitialized)
 }
+
+/// How long the last words of tasks may take to become events.
+#[cfg(feature = "tracing")]
+const FLUSH: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Starts the process-wide zygote, builds a multi-thread tokio runtime with I/O and timers, and runs a future on it: the
 /// whole of `main` for most programs.
@@ -83,7 +112,13 @@ pub fn default_zygote() -> Result<Zygote, Error> {
 pub fn block_on<F: Future>(future: F) -> Result<F::Output, StartError> {
     init()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    Ok(runtime.map_err(StartError::system("build the runtime"))?.block_on(future))
+    let runtime = runtime.map_err(StartError::system("build the runtime"))?;
+    let output = runtime.block_on(future);
+    // Its tasks may hold processes, which end with it.
+    drop(runtime);
+    #[cfg(feature = "tracing")]
+    super::stdio::flush_traced(FLUSH);
+    Ok(output)
 }
 
 /// Runs an async function in a fresh process and gives its result.

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::{
     sys::{self, signal, socket},
@@ -25,6 +25,8 @@ pub(super) struct Link {
     /// Wakes the driver to send on what did not go at once.
     pub(super) has_unsent: Notify,
     closed: AtomicBool,
+    /// The driver has heard the last of it.
+    ended: watch::Sender<bool>,
 }
 
 #[derive(Debug)]
@@ -36,7 +38,13 @@ struct Unsent {
 
 impl Link {
     pub(super) fn new(socket: OwnedFd) -> Self {
-        Self { socket, unsent: Mutex::default(), has_unsent: Notify::new(), closed: AtomicBool::new(false) }
+        Self {
+            socket,
+            unsent: Mutex::default(),
+            has_unsent: Notify::new(),
+            closed: AtomicBool::new(false),
+            ended: watch::Sender::new(false),
+        }
     }
 
     pub(super) fn socket(&self) -> BorrowedFd<'_> {
@@ -121,6 +129,24 @@ impl Link {
         unsent.clear();
         drop(unsent);
         socket::shutdown(&self.socket, std::net::Shutdown::Both);
+    }
+}
+
+impl Link {
+    /// Tells the zygote that it is not needed any more. What it still says is heard.
+    pub(super) fn finish(&self) {
+        socket::shutdown(&self.socket, std::net::Shutdown::Write);
+    }
+
+    /// The zygote is gone, and what it said was taken in.
+    pub(super) fn set_ended(&self) {
+        self.ended.send_replace(true);
+    }
+
+    /// Waits for that.
+    pub(super) async fn has_ended(&self) {
+        // The sender is `self`.
+        let _ = self.ended.subscribe().wait_for(|&ended| ended).await;
     }
 }
 

@@ -4,11 +4,15 @@
 //! The driver, one thread with a small runtime of its own, does what must go on without a caller: it reads the zygote's
 //! facts, keeps the deadlines of every worker, carries escalations to their end, and reads for `Process` handles.
 
+mod bare;
+mod capabilities;
 mod config;
 mod conversation;
 mod decode;
 mod dispatch;
 mod driver;
+#[cfg(feature = "tracing")]
+mod events;
 mod inherited;
 mod init;
 mod launch;
@@ -18,10 +22,13 @@ mod link;
 mod metrics;
 mod parcel;
 mod pool;
+mod preload;
 mod process;
 mod race;
 mod relay;
 mod roster;
+mod shutdown;
+mod start;
 mod stdio;
 mod succession;
 mod task;
@@ -30,13 +37,18 @@ mod warm;
 mod worker;
 mod zygote;
 
+pub use capabilities::Capabilities;
 pub use init::{
     block_on, default_zygote, init, open_blocking_in_process, open_in_process, run_blocking_in_process, run_in_process,
+    set_default_zygote,
 };
 pub use metrics::{Finished, Metrics};
 pub use pool::{Map, Pool, PoolBuilder, PoolOpen, PoolRun, PoolTask};
+pub use preload::Preload;
 pub use process::{Process, Wait};
 pub use relay::{Relay, relay_signals};
-pub use stdio::{PipeReader, PipeWriter, Stdio};
+#[cfg(feature = "tracing")]
+pub use stdio::flush_traced;
+pub use stdio::{Captured, Output, PipeReader, PipeWriter, RunOutput, Stdio};
 pub use task::{Open, Run, Task};
 pub use zygote::{MAX_PROCESSES, WARM_WORKERS, Zygote, ZygoteBuilder};

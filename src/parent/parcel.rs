@@ -7,9 +7,12 @@ use std::{
 };
 
 use crate::{
-    sys::socket::{self, MAX_FDS},
+    sys::socket::{self, AT_ONCE, MAX_FDS},
     wire::{job::batches, rope::Rope},
 };
+
+/// To free so many bytes takes milliseconds.
+const MUCH: usize = 32 << 20;
 
 /// Can be sent again, to another worker, until its descriptors were let go.
 pub(super) struct Parcel {
@@ -30,20 +33,29 @@ impl Parcel {
         self.rope.head_mut()
     }
 
-    /// Sends what fits of what is left after `sent` bytes, without waiting, and says how much is sent now.
+    /// Sends what fits of what is left after `sent` bytes, without waiting, and says how much is sent now. `true`: that is
+    /// all. `false`: there may be room for more, but others should have their turn first. A worker that reads as fast as
+    /// this sends would else keep the thread until the end.
     ///
     /// # Errors
     ///
     /// `WouldBlock`, or that nothing can be sent; what was sent before stays.
-    pub(super) fn send(&self, socket: BorrowedFd<'_>, sent: &mut usize) -> io::Result<()> {
+    pub(super) fn send(&self, socket: BorrowedFd<'_>, sent: &mut usize) -> io::Result<bool> {
+        if *sent == 0 {
+            socket::make_room(socket, self.len());
+        }
+        let turn = *sent + AT_ONCE;
         while *sent < self.len() {
+            if *sent >= turn {
+                return Ok(false);
+            }
             *sent += self.send_some(socket, *sent)?;
         }
-        Ok(())
+        Ok(true)
     }
 
     fn send_some(&self, socket: BorrowedFd<'_>, sent: usize) -> io::Result<usize> {
-        let (slices, count) = self.rope.slices(sent);
+        let (slices, count) = self.rope.slices(sent, AT_ONCE);
         let fds = self.fds.lock().unwrap_or_else(PoisonError::into_inner);
         let batches = batches(fds.len(), MAX_FDS);
         // As the worker expects them: one byte for each full message of descriptors, then all the rest.
@@ -60,6 +72,17 @@ impl Parcel {
         let fds = std::mem::take(&mut *self.fds.lock().unwrap_or_else(PoisonError::into_inner));
         // Not under the lock: to close a descriptor may take a while.
         drop(fds);
+    }
+}
+
+impl Drop for Parcel {
+    /// To free much memory takes long, which a runtime's thread has better uses for.
+    fn drop(&mut self) {
+        if self.rope.would_free() >= MUCH {
+            let rope = std::mem::take(&mut self.rope);
+            // Without a thread it is freed here.
+            let _ = std::thread::Builder::new().stack_size(64 << 10).spawn(move || drop(rope));
+        }
     }
 }
 

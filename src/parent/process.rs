@@ -13,15 +13,14 @@ use serde::de::DeserializeOwned;
 
 use super::{
     decode,
-    dispatch::{Prepared, Tries},
     driver::Driver,
     line::Line,
-    stdio::{Output, PipeReader, PipeWriter, Pipes},
+    stdio::{Outlet, OutputPipe, PipeReader, PipeWriter, Pipes},
     worker::{Exit, Status, Worker},
     zygote::Zygote,
 };
 use crate::{
-    error::Error,
+    error::{Error, TaskId},
     model::{Cause, Event, ExitStatus, Signal, State, Usage},
 };
 
@@ -57,7 +56,7 @@ pub struct Process<T> {
     worker: Arc<Worker>,
     driver: &'static Driver,
     stdin: Mutex<Option<PipeWriter>>,
-    outputs: [Mutex<Option<Arc<Output>>>; 2],
+    outputs: [Mutex<Option<Arc<OutputPipe>>>; 2],
     detached: bool,
     _value: PhantomData<fn() -> T>,
 }
@@ -65,34 +64,9 @@ pub struct Process<T> {
 /// The future of `process.await`, which is [`Process::wait`] and then lets go of the handle.
 pub type Wait<T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send>>;
 
-/// Starts a task and gives its handle once it executes, so that a signal sent through it is never lost.
-pub(super) async fn open<T>(mut prepared: Prepared, pipes: Pipes) -> Result<Process<T>, Error> {
-    prepared.announce = true;
-    let mut tries = Tries::new(&prepared);
-    loop {
-        let mut process = Process::of(tries.line().await?, prepared.zygote.clone());
-        let status = process.worker.wait_until(Status::is_open).await;
-        match status.outcome.as_deref() {
-            Some(Err(error)) if !status.started => {
-                if !tries.go_on(error).await {
-                    return Err(error.clone());
-                }
-            }
-            // The zygote died before it told the pid, and a handle without one is none.
-            None if status.pid.is_none() => {
-                return Err(Error::ZygoteLost { task: process.worker.task_id(), started: Some(true) });
-            }
-            _ => {
-                process.connect(pipes)?;
-                return Ok(process);
-            }
-        }
-    }
-}
-
 impl<T> Process<T> {
     /// Gives the conversation to the driver.
-    fn of(line: Line, zygote: Zygote) -> Self {
+    pub(super) fn of(line: Line, zygote: Zygote) -> Self {
         let worker = line.worker().clone();
         let driver = line.driver();
         let talker = worker.clone();
@@ -113,16 +87,31 @@ impl<T> Process<T> {
     }
 
     /// Lets the driver serve its pipes.
-    fn connect(&mut self, pipes: Pipes) -> Result<(), Error> {
+    pub(super) fn connect(&mut self, pipes: Pipes) -> Result<(), Error> {
         let (driver, worker) = (self.driver, self.worker.clone());
         let failed = |e| Error::Spawn { task: worker.task_id(), step: "watch a pipe".to_owned(), source: Arc::new(e) };
-        let output = |pipe: Option<_>| {
-            pipe.map(|pipe| Output::read(driver, pipe, worker.clone())).transpose().map(Mutex::new).map_err(failed)
+        let output = |outlet: Option<Outlet>| {
+            let connected = outlet.map(|outlet| outlet.connect(driver, worker.clone())).transpose();
+            connected.map(|pipe| Mutex::new(pipe.flatten())).map_err(failed)
         };
         let [stdout, stderr] = pipes.outputs;
         self.stdin = Mutex::new(pipes.stdin.map(|pipe| PipeWriter::new(driver, pipe)).transpose().map_err(failed)?);
         self.outputs = [output(stdout)?, output(stderr)?];
         Ok(())
+    }
+
+    /// Waits for a status.
+    pub(super) async fn wait_until(&self, condition: impl FnMut(&Status) -> bool) -> Status {
+        self.worker.wait_until(condition).await
+    }
+
+    pub(super) fn task_id(&self) -> TaskId {
+        self.worker.task_id()
+    }
+
+    /// What is read of its stdout (0) or stderr (1), if that is piped and nobody took it.
+    pub(super) fn output_pipe(&self, number: usize) -> Option<Arc<OutputPipe>> {
+        self.outputs[number].lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -327,7 +316,7 @@ impl<T> Process<T> {
     }
 
     fn take_output(&self, number: usize) -> Option<PipeReader> {
-        self.outputs[number].lock().unwrap_or_else(PoisonError::into_inner).take().map(Output::take)
+        self.outputs[number].lock().unwrap_or_else(PoisonError::into_inner).take().map(OutputPipe::take)
     }
 }
 

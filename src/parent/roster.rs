@@ -76,8 +76,7 @@ impl Record {
     pub(super) fn new(
         worker: Arc<Worker>,
         limits: Limits,
-        zygote: Arc<Inner>,
-        link: Arc<Link>,
+        (zygote, link): (Arc<Inner>, Arc<Link>),
         permit: OwnedSemaphorePermit,
         theirs: Option<Arc<OwnedFd>>,
         announced: bool,
@@ -334,9 +333,10 @@ impl Roster {
         let took = record.finished.map_or(Duration::ZERO, |finished| now.saturating_duration_since(finished));
         record.zygote.counters.took(Stage::Exited, took);
         record.life.on(Event::Exited, now);
-        let worker = record.worker.clone();
+        let (worker, zygote) = (record.worker.clone(), record.zygote.clone());
         // The permit first: whoever sees the exit may count on it.
         drop(record);
+        zygote.gone.notify_waiters();
         worker.status.send_modify(|status| {
             status.exit.get_or_insert(exit);
         });

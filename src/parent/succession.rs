@@ -37,7 +37,8 @@ impl Driver {
             (served.collect(), descended.collect())
         };
         let needed = !served.is_empty() || !descended.is_empty();
-        for inner in served {
+        // One that is shut down needs none.
+        for inner in served.into_iter().filter(|inner| !inner.is_closing()) {
             inner.counters.zygotes_lost.fetch_add(1, Relaxed);
             // Before anything else is done: whoever waits for the next one must not take this one for it.
             let wait = inner.lineage.is_down();
@@ -55,7 +56,7 @@ impl Driver {
             if !wait.is_zero() {
                 tokio::time::sleep(wait).await;
             }
-            let Some(inner) = zygote.upgrade() else { return };
+            let Some(inner) = zygote.upgrade().filter(|inner| !inner.is_closing()) else { return };
             let sources = sources(&inner);
             if sources.is_empty() {
                 return inner.lineage.is_lost();
@@ -105,7 +106,7 @@ impl Driver {
 }
 
 /// The zygotes that can fork the next one, the best first.
-fn sources(inner: &Arc<Inner>) -> Vec<Arc<Link>> {
+pub(super) fn sources(inner: &Arc<Inner>) -> Vec<Arc<Link>> {
     let own = inner.lineage.ancestor().link.clone();
     let others = lineage::family().into_iter().filter(|other| inner.lineage.pristine && other.lineage.pristine);
     let others = others.flat_map(|other| [other.lineage.ancestor().link.clone(), other.lineage.link()]);
@@ -116,7 +117,7 @@ fn sources(inner: &Arc<Inner>) -> Vec<Arc<Link>> {
 }
 
 /// Forks a zygote from another. `None` if that is gone, or could not.
-async fn fork_from(source: &Arc<Link>, timeout: Duration) -> io::Result<Option<Launched>> {
+pub(super) async fn fork_from(source: &Arc<Link>, timeout: Duration) -> io::Result<Option<Launched>> {
     let (ours, theirs) = socket::pair()?;
     launch::order(source, &Arc::new(theirs), ParentWatch::new().as_ref())?;
     let copy = fd::duplicate(ours.as_raw_fd())?;

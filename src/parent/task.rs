@@ -20,7 +20,8 @@ use super::{
     init::default_zygote,
     line::Job,
     parcel::Parcel,
-    process::{self, Process},
+    process::Process,
+    start,
     stdio::{self, Pipes, Stdio},
     zygote::Zygote,
 };
@@ -61,7 +62,8 @@ use crate::{
 pub struct Task {
     zygote: Result<Zygote, Error>,
     options: Options,
-    stdio: [Stdio; 3],
+    pub(super) stdio: [Option<Stdio>; 3],
+    pub(super) output_limit: u64,
     runtime: Option<RuntimeEntry>,
     timeout: Option<Duration>,
     queue_timeout: Option<Duration>,
@@ -88,7 +90,8 @@ impl Task {
         Self {
             zygote,
             options: Options::default(),
-            stdio: [Stdio::null(), Stdio::inherit(), Stdio::inherit()],
+            stdio: [None, None, None],
+            output_limit: stdio::OUTPUT_LIMIT,
             runtime: None,
             timeout: None,
             queue_timeout: None,
@@ -209,19 +212,19 @@ impl Task {
 
     /// Its standard input. Default [`Stdio::null`].
     pub fn stdin(mut self, stdin: impl Into<Stdio>) -> Self {
-        self.stdio[0] = stdin.into();
+        self.stdio[0] = Some(stdin.into());
         self
     }
 
     /// Its standard output. Default [`Stdio::inherit`].
     pub fn stdout(mut self, stdout: impl Into<Stdio>) -> Self {
-        self.stdio[1] = stdout.into();
+        self.stdio[1] = Some(stdout.into());
         self
     }
 
     /// Its standard error. Default [`Stdio::inherit`].
     pub fn stderr(mut self, stderr: impl Into<Stdio>) -> Self {
-        self.stdio[2] = stderr.into();
+        self.stdio[2] = Some(stderr.into());
         self
     }
 
@@ -272,7 +275,7 @@ impl Task {
         Open::new(self.prepare::<F, A>(Entry::of_blocking(function), Host::Blocking, &arguments))
     }
 
-    fn async_host(&self) -> Host {
+    pub(super) fn async_host(&self) -> Host {
         self.runtime.map_or(Host::Tokio, |runtime| Host::Custom(runtime.address()))
     }
 
@@ -281,7 +284,12 @@ impl Task {
         Open::new(self.prepare_with::<(), ()>(initializer, Host::Pool, &(), Some(Arc::new(line))))
     }
 
-    fn prepare<F, A: Serialize>(&self, entry: Entry, host: Host, arguments: &A) -> Result<(Prepared, Pipes), Error> {
+    pub(super) fn prepare<F, A: Serialize>(
+        &self,
+        entry: Entry,
+        host: Host,
+        arguments: &A,
+    ) -> Result<(Prepared, Pipes), Error> {
         self.prepare_with::<F, A>(entry, host, arguments, None)
     }
 
@@ -303,7 +311,8 @@ impl Task {
         if !inner.modules.contain(entry.address()) {
             return Err(Error::UnknownCode { task: task() });
         }
-        let (replaced, mut fds, pipes) = stdio::open(&self.stdio, &inner.null).map_err(|e| Error::Spawn {
+        let kept = usize::try_from(self.output_limit).unwrap_or(usize::MAX);
+        let (replaced, mut fds, pipes) = stdio::open(&self.stdio, &inner.null, kept).map_err(|e| Error::Spawn {
             task: task(),
             step: "open stdio".to_owned(),
             source: Arc::new(e),
@@ -362,6 +371,9 @@ impl Task {
         if let Some(dir) = self.options.current_dir.as_ref().filter(|dir| dir.as_bytes().contains(&0)) {
             return Err(format!("the directory {dir:?} contains a zero byte"));
         }
+        if self.stdio[0].as_ref().is_some_and(Stdio::is_traced) {
+            return Err("stdin has no lines to trace: only stdout and stderr can be `Stdio::traced`".to_owned());
+        }
         Ok(())
     }
 }
@@ -384,7 +396,7 @@ impl<T: DeserializeOwned + Send + 'static> Run<T> {
             let here = tokio::runtime::Handle::try_current().is_ok();
             if !here || pipes.stdin.is_some() || pipes.outputs.iter().any(Option::is_some) {
                 // Another executor polls this, or there are pipes to read: the driver can.
-                return process::open::<T>(prepared, pipes).await?.into_value().await;
+                return start::open::<T>(prepared, pipes).await?.into_value().await;
             }
             prepared.job_may_be_quiet();
             let mut tries = Tries::new(&prepared);
@@ -405,7 +417,7 @@ impl<T: DeserializeOwned + Send + 'static> Open<T> {
     fn new(prepared: Result<(Prepared, Pipes), Error>) -> Self {
         Self(Box::pin(async move {
             let (prepared, pipes) = prepared?;
-            process::open(prepared, pipes).await
+            start::open(prepared, pipes).await
         }))
     }
 }

@@ -52,13 +52,14 @@ struct Kind {
 pub(super) struct WarmSet {
     kinds: [Kind; 2],
     respite: Option<Instant>,
+    closed: bool,
 }
 
 impl WarmSet {
     /// `base` tokio workers at least, `cap` of a kind at most. Workers without a runtime stand only where they are used.
     pub(super) fn new(base: usize, cap: usize) -> Self {
         let kind = |prepare, base| Kind { prepare, demand: Demand::new(base, cap), standing: Vec::new() };
-        Self { kinds: [kind(Prepare::Tokio, base), kind(Prepare::Nothing, 0)], respite: None }
+        Self { kinds: [kind(Prepare::Tokio, base), kind(Prepare::Nothing, 0)], respite: None, closed: false }
     }
 
     fn kind(&mut self, prepare: Prepare) -> &mut Kind {
@@ -92,6 +93,12 @@ impl WarmSet {
         self.kinds.iter_mut().for_each(|kind| kind.standing.clear());
     }
 
+    /// None will stand any more.
+    pub(super) fn close(&mut self) {
+        self.closed = true;
+        self.clear();
+    }
+
     /// The system had no process for one: the others can wait, too.
     pub(super) fn failed(&mut self, now: Instant) {
         self.respite = Some(now + RESPITE);
@@ -114,7 +121,7 @@ impl WarmSet {
 
     /// Orders those that are missing. After an error the next try is a while off.
     pub(super) fn refill(&mut self, link: &Arc<Link>, now: Instant) -> io::Result<()> {
-        if self.respite.is_some_and(|respite| respite > now) {
+        if self.closed || self.respite.is_some_and(|respite| respite > now) {
             return Ok(());
         }
         self.respite = None;

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore, watch};
 
 pub use super::config::{MAX_PROCESSES, WARM_WORKERS};
 use super::{
@@ -79,10 +79,51 @@ pub(super) struct Inner {
     warm: Mutex<WarmSet>,
     pub(super) counters: Counters,
     served: OnceLock<()>,
-    holders: Mutex<Vec<Weak<dyn Holder>>>,
+    holders: Arc<Holders>,
+    /// No task starts any more.
+    pub(super) closing: watch::Sender<bool>,
+    /// A worker that had a task is gone.
+    pub(super) gone: Notify,
 }
 
+type Holders = Mutex<Vec<Weak<dyn Holder>>>;
+
 impl Inner {
+    /// A handle whose zygote serves.
+    fn new(
+        config: Config,
+        lineage: Lineage,
+        (permits, holders): (Arc<Semaphore>, Arc<Holders>),
+        modules: CodeModules,
+        null: Arc<OwnedFd>,
+    ) -> Arc<Self> {
+        let base = config.warm.unwrap_or(WARM_WORKERS);
+        let inner = Arc::new(Self {
+            config,
+            lineage,
+            owner: process::pid(),
+            permits,
+            modules,
+            null,
+            warm: Mutex::new(WarmSet::new(base, config.most_warm())),
+            counters: Counters::default(),
+            served: OnceLock::new(),
+            holders,
+            closing: watch::Sender::new(false),
+            gone: Notify::new(),
+        });
+        lineage::remember(&inner);
+        inner
+    }
+
+    /// One with other zygotes, and else the same.
+    pub(super) fn start(like: &Arc<Self>, lineage: Lineage) -> Arc<Self> {
+        let shared = (like.permits.clone(), like.holders.clone());
+        let inner = Self::new(like.config, lineage, shared, like.modules.clone(), like.null.clone());
+        inner.keep_warm(Instant::now(), true);
+        inner
+    }
+
     /// Refuses wherever this handle is only a copy.
     pub(super) fn check_owner(&self) -> Result<(), Error> {
         if role::get() == role::Role::Worker {
@@ -119,13 +160,13 @@ impl Inner {
         holders.push(holder);
     }
 
-    /// Somebody waits for room: an idle worker of a pool makes some.
-    pub(super) fn ask_for_room(&self) {
+    /// Somebody waits for room: an idle worker of a pool makes some, if there is one.
+    pub(super) fn ask_for_room(&self) -> bool {
         let holders: Vec<_> = {
             let holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
             holders.iter().filter_map(Weak::upgrade).collect()
         };
-        let _ = holders.iter().any(|holder| holder.let_one_go());
+        holders.iter().any(|holder| holder.let_one_go())
     }
 
     /// Brings the warm workers to their number, and says when to look again though nothing happens.
@@ -351,20 +392,9 @@ impl ZygoteBuilder {
         let null = Arc::new(launch::open_null()?);
         let modules = sys::code_modules();
         let (launched, ancestor) = launch::launch(config.startup_timeout)?;
-        let base = config.warm.unwrap_or(WARM_WORKERS);
-        let inner = Arc::new(Inner {
-            config,
-            lineage: Lineage::new(launched, ancestor, true),
-            owner: process::pid(),
-            permits: Arc::new(Semaphore::new(config.max_processes.min(Semaphore::MAX_PERMITS))),
-            modules,
-            null,
-            warm: Mutex::new(WarmSet::new(base, config.most_warm())),
-            counters: Counters::default(),
-            served: OnceLock::new(),
-            holders: Mutex::default(),
-        });
-        lineage::remember(&inner);
+        let lineage = Lineage::new(launched, ancestor, true);
+        let permits = Arc::new(Semaphore::new(config.max_processes.min(Semaphore::MAX_PERMITS)));
+        let inner = Inner::new(config, lineage, (permits, Arc::default()), modules, null);
         inner.warm().fill(&inner.lineage.link(), config.startup_timeout);
         Ok(Zygote(inner))
     }

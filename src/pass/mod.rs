@@ -14,6 +14,7 @@ mod sender;
 mod shared;
 pub(crate) mod stream;
 
+pub(crate) use self::shared::let_go;
 pub use self::{
     bytes::Bytes,
     call::{Caller, Reply, Responder, call_channel},

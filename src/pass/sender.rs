@@ -211,7 +211,7 @@ impl Unsent {
     /// Sends all of it, or fails with `WouldBlock` half-way.
     fn send(&mut self, socket: BorrowedFd<'_>) -> io::Result<()> {
         while !self.is_empty() {
-            let (slices, count) = self.rope.slices(self.sent);
+            let (slices, count) = self.rope.slices(self.sent, socket::AT_ONCE);
             self.sent += socket::send_slices(socket, &slices[..count], &[], false)?;
         }
         // Its pieces are somebody's memory.

@@ -84,14 +84,29 @@ impl Stream {
         }
     }
 
-    /// Writes by `send`, as often as there is room, until it is done.
-    pub(crate) async fn write(&self, mut send: impl FnMut(BorrowedFd<'_>) -> io::Result<()>) -> io::Result<()> {
-        poll_fn(|context| self.poll_with(context, &mut send)).await
+    /// Writes by `send`, as often as there is room and it has more, until it says that it is done.
+    pub(crate) async fn write(&self, mut send: impl FnMut(BorrowedFd<'_>) -> io::Result<bool>) -> io::Result<()> {
+        while !poll_fn(|context| self.poll_with(context, &mut send)).await? {
+            tokio::task::yield_now().await;
+        }
+        Ok(())
     }
 
-    /// Reads some bytes of a large body to their place.
+    /// Reads a large body to its place, and gives how many bytes came last: 0 if that was the end of the stream.
+    ///
+    /// Nothing is lost if it is dropped: it waits only while there is more to fill.
     pub(crate) async fn fill(&self, reader: &mut Reader) -> io::Result<usize> {
-        poll_fn(|context| self.poll_with(context, |socket| reader.fill(|body, most| receive(socket, body, most)))).await
+        loop {
+            let mut fill = |socket: BorrowedFd<'_>| reader.fill(|body, most| receive(socket, body, most));
+            let n = poll_fn(|context| self.poll_with(context, &mut fill)).await?;
+            if n == 0 || !reader.is_filling() {
+                return Ok(n);
+            }
+            // A worker that writes as fast as this reads would else keep the thread until the end.
+            if n == socket::AT_ONCE {
+                tokio::task::yield_now().await;
+            }
+        }
     }
 
     /// Reads some bytes. By `poll_read`, which, unlike `try_read`, knows after a short read that nothing is left.

@@ -2,12 +2,12 @@
 
 use std::{
     io, mem,
-    os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd},
 };
 
 use super::{
     caps::{Capability, has},
-    check, os,
+    check, check_size, os,
 };
 
 /// Makes sure that a descriptor is none of 0, 1, 2, which a program may have closed before it called us.
@@ -63,10 +63,22 @@ pub(crate) fn is_open(number: RawFd) -> bool {
     check(unsafe { libc::fcntl(number, libc::F_GETFD) }).is_ok()
 }
 
-/// Closes every descriptor from `first` on. Whoever calls this owns them all: a process just forked.
-pub(crate) fn close_from(first: RawFd) {
-    if !(has(Capability::CloseRange) && os::close_range_from(first)) {
-        for fd in os::open_numbers().into_iter().filter(|&fd| fd >= first) {
+/// The numbers of all descriptors.
+pub(crate) fn numbers() -> Vec<RawFd> {
+    // To list them takes one, which is closed by now.
+    os::open_numbers().into_iter().filter(|&number| is_open(number)).collect()
+}
+
+/// Closes every descriptor from `first` on but those that are `kept`, which are sorted. Whoever calls this owns them all:
+/// a process just forked.
+pub(crate) fn close_from(first: RawFd, kept: &[RawFd]) {
+    let kept = || kept.iter().copied().filter(|&number| number >= first);
+    let starts = std::iter::once(first).chain(kept().map(|number| number + 1));
+    let ends = kept().map(|number| number - 1).chain([RawFd::MAX]);
+    let close = |(start, end)| start > end || os::close_range(start, end);
+    if !(has(Capability::CloseRange) && starts.zip(ends).all(close)) {
+        let close = |&number: &RawFd| number >= first && !kept().any(|kept| kept == number);
+        for fd in os::open_numbers().into_iter().filter(close) {
             // SAFETY: the caller owns every descriptor from `first` on; one that is not open is EBADF.
             let _ = unsafe { libc::close(fd) };
         }
@@ -113,4 +125,18 @@ pub(crate) fn set_nonblocking(fd: RawFd, nonblocking: bool) -> io::Result<()> {
     let mut on = libc::c_int::from(nonblocking);
     // SAFETY: a live int, which the call reads.
     check(unsafe { libc::ioctl(fd, libc::FIONBIO, &raw mut on) }).map(drop)
+}
+
+/// How many bytes can be read from a pipe now.
+pub(crate) fn unread(pipe: impl AsFd) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: a live int, which the call sets.
+    check(unsafe { libc::ioctl(pipe.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut bytes) })?;
+    Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
+/// Reads from a pipe, whatever a reactor knows of it.
+pub(crate) fn read(pipe: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: the pointer and the length are those of a live buffer.
+    check_size(unsafe { libc::read(pipe.as_fd().as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) })
 }

@@ -15,6 +15,9 @@ use super::{
 /// Most descriptors that one message can carry (`SCM_MAX_FD`).
 pub(crate) const MAX_FDS: usize = 253;
 
+/// Most bytes that one call sends without waiting, or receives: half a millisecond's work.
+pub(crate) const AT_ONCE: usize = 1 << 20;
+
 /// A connected pair of stream sockets, closed on exec, numbered above stdio.
 pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let (a, b) = os::socket_pair()?;
@@ -183,7 +186,7 @@ pub(crate) fn send_all(socket: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<(
     Ok(())
 }
 
-/// Receives at most `most` bytes and appends them.
+/// Makes room for `most` bytes, receives some of them and appends them.
 pub(crate) fn receive_into(
     socket: BorrowedFd<'_>,
     bytes: &mut Vec<u8>,
@@ -192,12 +195,29 @@ pub(crate) fn receive_into(
     wait: bool,
 ) -> io::Result<Received> {
     memory::reserve(bytes, most)?;
-    let room = &mut bytes.spare_capacity_mut()[..most];
+    let room = &mut bytes.spare_capacity_mut()[..most.min(AT_ONCE)];
     let received = receive_raw(socket, room, fds, wait)?;
     let len = bytes.len() + received.bytes;
     // SAFETY: the kernel filled so many bytes of the room.
     unsafe { bytes.set_len(len) };
     Ok(received)
+}
+
+/// Where less than this is to be sent, the room that a socket has from the start is enough.
+const ROOM: usize = 96 << 10;
+/// Most room that is asked for; the kernel gives twice what it is asked for, or less.
+const MOST_ROOM: usize = 1 << 20;
+
+/// Before `size` bytes are sent: lets as many of them as may be on their way at a time, so that sender and receiver work
+/// side by side and do not wait for each other every hundred kilobytes.
+pub(crate) fn make_room(socket: BorrowedFd<'_>, size: usize) {
+    if size < ROOM {
+        return;
+    }
+    let size = libc::c_int::try_from(size.min(MOST_ROOM)).unwrap_or(libc::c_int::MAX);
+    let (place, len) = ((&raw const size).cast(), mem::size_of_val(&size) as libc::socklen_t);
+    // SAFETY: a live int, which the call reads.
+    let _ = unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_SNDBUF, place, len) };
 }
 
 /// Whether there are bytes to read, which stay there.

@@ -50,8 +50,10 @@ impl Table {
     }
 
     fn slot(&self, n: usize) -> &Slot {
-        // SAFETY: mapped for as long as `self`, zeroed or written as slots, and `n` is below `SLOTS`.
-        unsafe { &*self.slots.add(n % SLOTS) }
+        // SAFETY: within the mapping.
+        let slot = unsafe { self.slots.add(n % SLOTS) };
+        // SAFETY: mapped for as long as `self`, and zeroed, or written as a slot.
+        unsafe { &*slot }
     }
 
     /// In the process that writes it: what it forks does not get the memory.

@@ -22,6 +22,8 @@ pub(crate) enum Order {
     /// Fork another zygote from this pristine image; its control socket comes along, and the watch on the parent if
     /// `watched`.
     ForkZygote { watched: bool },
+    /// Run the user's function, whose job comes on the socket that comes along.
+    Preload,
 }
 
 /// What a worker builds before its job is known.
@@ -40,6 +42,7 @@ const FORK: u32 = 1;
 const SIGNAL: u32 = 2;
 const FORK_ZYGOTE: u32 = 3;
 const ANNOUNCE: u32 = 4;
+const PRELOAD: u32 = 5;
 
 impl Order {
     pub(crate) fn encode(self) -> OrderBytes {
@@ -51,6 +54,7 @@ impl Order {
             Self::Announce { worker } => (ANNOUNCE, 0, worker.0, 0),
             Self::Signal { worker, signal, group } => (SIGNAL, u32::from(group), worker.0, signal.number()),
             Self::ForkZygote { watched } => (FORK_ZYGOTE, u32::from(watched), 0, 0),
+            Self::Preload => (PRELOAD, 0, 0, 0),
         };
         let mut bytes = [0; ORDER_SIZE];
         bytes[0..4].copy_from_slice(&tag.to_le_bytes());
@@ -70,6 +74,7 @@ impl Order {
             }
             ANNOUNCE => Ok(Self::Announce { worker }),
             SIGNAL => Ok(Self::Signal { worker, signal: Signal::from(number), group: flag != 0 }),
+            PRELOAD => Ok(Self::Preload),
             FORK_ZYGOTE => Ok(Self::ForkZygote { watched: flag != 0 }),
             tag => Err(UnknownTag(tag)),
         }
@@ -78,7 +83,7 @@ impl Order {
     /// How many descriptors come with it.
     pub(crate) fn fds(self) -> usize {
         match self {
-            Self::Fork { .. } => 1,
+            Self::Fork { .. } | Self::Preload => 1,
             Self::Signal { .. } | Self::Announce { .. } => 0,
             Self::ForkZygote { watched } => 1 + usize::from(watched),
         }
@@ -198,6 +203,7 @@ mod tests {
             Order::Signal { worker, signal: Signal::TERM, group: true },
             Order::Signal { worker, signal: Signal::from(64), group: false },
             Order::ForkZygote { watched: true },
+            Order::Preload,
         ] {
             assert_eq!(Order::decode(&order.encode()), Ok(order));
         }

@@ -21,6 +21,12 @@ impl Rope {
         self.len
     }
 
+    /// How many bytes of memory nobody else has.
+    pub(crate) fn would_free(&self) -> usize {
+        let pieces = self.pieces.iter().map(|(_, piece)| piece);
+        self.own.len() + pieces.filter(|piece| piece.is_unique()).map(Bytes::len).sum::<usize>()
+    }
+
     pub(crate) fn extend(&mut self, bytes: &[u8]) {
         self.own.extend_from_slice(bytes);
         self.len += bytes.len();
@@ -45,8 +51,8 @@ impl Rope {
         &mut self.own[..end]
     }
 
-    /// Everything from the byte `from` on, or the first [`SLICES`] slices of it, and how many those are.
-    pub(crate) fn slices(&self, from: usize) -> ([IoSlice<'_>; SLICES], usize) {
+    /// `most` bytes from the byte `from` on, or the first [`SLICES`] slices of them, and how many those are.
+    pub(crate) fn slices(&self, from: usize, mut most: usize) -> ([IoSlice<'_>; SLICES], usize) {
         let mut slices = [IoSlice::new(&[]); SLICES];
         let (mut count, mut skip) = (0, from);
         let mut start = 0;
@@ -59,9 +65,15 @@ impl Rope {
         for part in parts.chain([last]) {
             let seen = skip.min(part.len());
             skip -= seen;
-            if seen < part.len() && count < SLICES {
-                slices[count] = IoSlice::new(&part[seen..]);
+            let part = &part[seen..];
+            let part = &part[..most.min(part.len())];
+            most -= part.len();
+            if !part.is_empty() {
+                slices[count] = IoSlice::new(part);
                 count += 1;
+            }
+            if most == 0 || count == SLICES {
+                break;
             }
         }
         (slices, count)
@@ -78,7 +90,7 @@ impl Rope {
         }
         let mut all = Vec::with_capacity(self.len);
         while all.len() < self.len {
-            let (slices, count) = self.slices(all.len());
+            let (slices, count) = self.slices(all.len(), usize::MAX);
             slices[..count].iter().for_each(|slice| all.extend_from_slice(slice));
         }
         all.into()
@@ -109,14 +121,16 @@ mod tests {
         let whole = b"abcdefghi";
         for from in 0..=whole.len() {
             let rope = rope();
-            let (slices, count) = rope.slices(from);
-            let read: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.to_vec()).collect();
-            assert_eq!(read, whole[from..]);
-            assert!(slices[..count].iter().all(|slice| !slice.is_empty()));
+            for most in [1, 3, usize::MAX] {
+                let (slices, count) = rope.slices(from, most);
+                let read: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.to_vec()).collect();
+                assert_eq!(read, whole[from..from + most.min(whole.len() - from)]);
+                assert!(slices[..count].iter().all(|slice| !slice.is_empty()));
+            }
         }
         assert_eq!(rope().len(), whole.len());
         assert_eq!(rope().into_bytes(), whole[..]);
-        assert_eq!(Rope::default().slices(0).1, 0);
+        assert_eq!(Rope::default().slices(0, usize::MAX).1, 0);
     }
 
     #[test]
@@ -126,7 +140,7 @@ mod tests {
             rope.extend(&[n]);
             rope.push(vec![n; 2].into());
         }
-        assert_eq!(rope.slices(0).1, SLICES);
+        assert_eq!(rope.slices(0, usize::MAX).1, SLICES);
         let all: Vec<u8> = (0..3 * SLICES as u8).flat_map(|n| [n; 3]).collect();
         assert_eq!(rope.into_bytes(), all);
     }

@@ -56,11 +56,12 @@ pub(super) fn say(terminal: Terminal<Rope>) -> ! {
 }
 
 /// Sends a frame, waiting as long as it takes.
-pub(super) fn send(socket: BorrowedFd<'_>, header: &[u8], body: &Rope) -> io::Result<()> {
+pub(crate) fn send(socket: BorrowedFd<'_>, header: &[u8], body: &Rope) -> io::Result<()> {
     let mut sent = 0;
+    socket::make_room(socket, body.len());
     while sent < header.len() + body.len() {
         let head = &header[sent.min(header.len())..];
-        let (rest, count) = body.slices(sent.saturating_sub(header.len()));
+        let (rest, count) = body.slices(sent.saturating_sub(header.len()), usize::MAX);
         let mut slices = [IoSlice::new(head); 1 + SLICES];
         slices[1..=count].copy_from_slice(&rest[..count]);
         sent += socket::send_slices(socket, &slices[..=count], &[], true)?;

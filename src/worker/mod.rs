@@ -36,15 +36,25 @@ mod signals;
 mod smol;
 
 pub use cancel::{cancel, cancel_blocking, cancelled, is_cancelled};
+pub(crate) use farewell::send;
 pub(crate) use panic::install_hook;
-pub(crate) use prologue::{handle_signals, main};
+pub(crate) use prologue::{Job, handle_signals, main};
 pub use signals::{Signals, signal};
 #[cfg(feature = "smol")]
 pub use smol::Smol;
 
-use std::sync::OnceLock;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::OnceLock,
+    task::Poll,
+};
 
-use crate::sys::role::{self, Role};
+use crate::{
+    model::Terminal,
+    sys::role::{self, Role},
+    task::{self, Arguments, Entry},
+    wire::rope::Rope,
+};
 
 static NAME: OnceLock<String> = OnceLock::new();
 
@@ -57,6 +67,41 @@ pub(crate) fn rehearse() {
         std::mem::forget(runtime);
     }
     farewell::rehearse();
+}
+
+/// In a zygote that preloads: calls the function of a job.
+pub(crate) fn call(entry: u64, arguments: Arguments) -> Terminal<Rope> {
+    panic::catch_next();
+    let mut task = Entry::from_job(entry).enter(arguments, 0);
+    let called = catch_unwind(AssertUnwindSafe(|| {
+        task.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()))
+    }));
+    match called {
+        Ok(Poll::Ready(Ok(rope))) => Terminal::Returned(rope),
+        Ok(Poll::Ready(Err(failure))) => Terminal::Failed(failure),
+        Ok(Poll::Pending) => unreachable!("a plain function is ready at its first poll"),
+        Err(payload) => panic::caught(payload),
+    }
+}
+
+/// What the function given to [`Zygote::preload`](crate::Zygote::preload) returned, if it was of this type. Of several
+/// generations, one made from the other, the newest.
+///
+/// It is there in the zygotes and in every worker, at the same address, and never dropped.
+///
+/// ```
+/// use tokio_run_in_process::{block_on, default_zygote, worker};
+///
+/// block_on(async {
+///     let zygote = default_zygote().unwrap().preload(|n: usize| vec![7_u8; n], 1000).await.unwrap();
+///     let length = async || worker::preloaded::<Vec<u8>>().map(|bytes| bytes.len());
+///     assert_eq!(zygote.run_in_process(length, ()).await.unwrap(), Some(1000));
+///     assert!(worker::preloaded::<Vec<u8>>().is_none(), "not here");
+/// })
+/// .unwrap();
+/// ```
+pub fn preloaded<T: std::any::Any + Send + Sync>() -> Option<&'static T> {
+    task::preloaded()
 }
 
 /// Whether this process is a worker.

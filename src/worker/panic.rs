@@ -11,17 +11,25 @@ use crate::{
 thread_local! {
     /// The last panic of this thread.
     static LAST: Cell<Option<Box<PanicReport>>> = const { Cell::new(None) };
+    /// Of the zygote's threads, this one runs code of the user's.
+    static CATCHES: Cell<bool> = const { Cell::new(false) };
+}
+
+/// In a zygote: the next panic of this thread will be caught, and reported.
+pub(super) fn catch_next() {
+    CATCHES.set(true);
+    forget_last();
 }
 
 /// Installs the hook, before the program's own one, which still runs. Done once, by the zygote, for all its workers.
 pub(crate) fn install_hook() {
     let previous = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
-        if !is_worker() {
+        if !is_worker() && !CATCHES.get() {
             return previous(info);
         }
         let report = Box::new(report(info));
-        if cfg!(panic = "abort") {
+        if cfg!(panic = "abort") && is_worker() {
             // There is no unwinding to wait for: this is the last chance to say it.
             previous(info);
             farewell::say(Terminal::Panicked(report));

@@ -22,8 +22,13 @@ use std::{
 use super::{farewell, panic, prologue::Job};
 use crate::{
     model::{Failure, Terminal},
+    pass,
+    sys::socket,
     task::{BoxedTask, Encoded, Entry},
-    wire::{frame, rope::Rope},
+    wire::{
+        frame::{self, Tag},
+        rope::Rope,
+    },
 };
 
 static LINE: Mutex<Option<OwnedFd>> = Mutex::new(None);
@@ -45,13 +50,19 @@ pub(super) async fn serve(initializer: BoxedTask) -> Encoded {
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(Rope::default()),
             Err(e) => return Err(setup(e.raw_os_error().unwrap_or(0))),
         };
-        let terminal = match job.arguments() {
+        let arguments = job.arguments();
+        if arguments.is_ok() && !job.header.quiet {
+            // The parent closes its copies of what it gave away.
+            let _ = socket::send_all(line.as_fd(), &frame::header(Tag::Executing, 0, Duration::ZERO));
+        }
+        let terminal = match arguments {
             Ok(arguments) => run(Entry::from_job(job.header.entry).enter(arguments, job.header.result_limit)).await,
             Err(failure) => Terminal::Failed(failure),
         };
         let (header, body) = frame::encode(terminal, Duration::ZERO);
         // A pool that is gone has ended this worker's line, which the next read says.
         let _ = farewell::send(line.as_fd(), &header, &body);
+        pass::let_go();
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
     ffi::{CString, OsStr},
     io, mem,
     os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, OwnedFd, RawFd},
         unix::ffi::OsStrExt,
     },
     path::Path,
@@ -48,11 +48,12 @@ pub(crate) fn handle_signals() -> io::Result<()> {
 }
 
 /// The whole life of a worker. Called in the child of the zygote's fork. `rehearse`: no task waits for it yet.
-pub(crate) fn main(job: OwnedFd, prepare: Prepare, rehearse: bool) -> ! {
+/// `kept`: descriptors that a preload opened.
+pub(crate) fn main(job: OwnedFd, prepare: Prepare, rehearse: bool, kept: &[RawFd]) -> ! {
     role::set(Role::Worker);
     // The zygote's own descriptors go first: nothing of a worker's siblings or of the parent may outlive this line.
     let Ok(job) = fd::move_to(job, JOB_FD, true) else { process::exit(1) };
-    fd::close_from(JOB_FD + 1);
+    fd::close_from(JOB_FD + 1, kept);
     // Without it only a task that uses tokio can fail, and says so.
     let _ = reserved::fill(JOB_FD + 1);
     // Fails only for the leader of a group, which a process just forked is not.
@@ -68,11 +69,16 @@ pub(crate) fn main(job: OwnedFd, prepare: Prepare, rehearse: bool) -> ! {
         }
     }
 
-    let Ok(mut task) = Job::read(&job) else {
-        // The parent is gone, or took the job back. Nobody waits for an answer.
-        process::exit(0)
-    };
+    let read = Job::read(&job);
     wake::set_job(job.as_raw_fd());
+    let mut task = match read {
+        Ok(task) => task,
+        Err(e) if e.kind() == io::ErrorKind::OutOfMemory => {
+            farewell::say(Terminal::Failed(setup("make room for its arguments", &e)))
+        }
+        // The parent is gone, or took the job back. Nobody waits for an answer.
+        Err(_) => process::exit(0),
+    };
     let arguments = match task.apply().and_then(|()| task.arguments()) {
         Ok(arguments) => arguments,
         Err(failure) => farewell::say(Terminal::Failed(failure)),
@@ -105,8 +111,8 @@ pub(crate) fn main(job: OwnedFd, prepare: Prepare, rehearse: bool) -> ! {
     }
 }
 
-pub(super) struct Job {
-    pub(super) header: Header,
+pub(crate) struct Job {
+    pub(crate) header: Header,
     options: Options,
     arguments: Bytes,
     fds: Vec<OwnedFd>,
@@ -116,7 +122,7 @@ pub(super) struct Job {
 
 impl Job {
     /// Reads the job, blocking: a worker has nothing else to do.
-    pub(super) fn read(socket: &OwnedFd) -> io::Result<Self> {
+    pub(crate) fn read(socket: &OwnedFd) -> io::Result<Self> {
         let malformed = || io::Error::from(io::ErrorKind::InvalidData);
         let (mut fds, mut fds_are_lost) = (Vec::new(), false);
         let mut count = |received: Received| {
@@ -155,7 +161,7 @@ impl Job {
     }
 
     /// The arguments, with the descriptors in them.
-    pub(super) fn arguments(&mut self) -> Result<Arguments, Failure> {
+    pub(crate) fn arguments(&mut self) -> Result<Arguments, Failure> {
         self.check_fds()?;
         Ok(Arguments { bytes: mem::take(&mut self.arguments), fds: mem::take(&mut self.fds) })
     }

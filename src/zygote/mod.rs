@@ -7,4 +7,5 @@
 //! It leaves, and kills every worker before that, when its control socket ends or the watch on the parent says so.
 
 mod children;
+mod preload;
 pub(crate) mod serve;

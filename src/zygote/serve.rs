@@ -4,11 +4,14 @@ use std::{
     collections::VecDeque,
     convert::Infallible,
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     time::Duration,
 };
 
-use super::children::{Child, Children};
+use super::{
+    children::{Child, Children},
+    preload,
+};
 use crate::{
     model::{Signal, WorkerId},
     sys::{
@@ -36,7 +39,11 @@ pub(crate) enum Origin {
     /// The program: everything is still to be done.
     Program,
     /// Another zygote, which reads this table when the new one is gone.
-    Zygote(Option<Table>),
+    Zygote {
+        table: Option<Table>,
+        /// Descriptors of a preload, which stay open.
+        kept: Vec<RawFd>,
+    },
 }
 
 /// The life of a zygote: runs in the child of the fork that made it, on its only thread, all signals blocked. `watch`
@@ -59,6 +66,8 @@ struct Zygote {
     children: Children,
     /// Who forked this zygote, if that was another one.
     ancestor: Option<i32>,
+    /// Descriptors that a preload opened: every process that is forked from here on has them.
+    kept: Vec<RawFd>,
     /// For the ancestor: the workers.
     table: Option<Table>,
     /// The zygotes that this one forked, with their tables.
@@ -100,13 +109,17 @@ impl Zygote {
     fn prepare(control: OwnedFd, watch: Option<ParentWatch>, parent: i32, origin: Origin) -> io::Result<Self> {
         role::set(Role::Zygote);
         SignalSet::all().apply();
+        let (kept, table, ancestor) = match origin {
+            Origin::Program => (Vec::new(), None, None),
+            Origin::Zygote { table, kept } => (kept, table, Some(process::parent_pid())),
+        };
         let watch = watch.and_then(|watch| watch.into_fd(parent));
         // Both out of the way of the numbers they get, then everything else goes.
         let control = fd::duplicate_above(control, WATCH_FD)?;
         let watch = watch.map(|watch| fd::duplicate_above(watch, WATCH_FD)).transpose()?;
         let control = fd::move_to(control, CONTROL_FD, true)?;
         let watch = watch.map(|watch| fd::move_to(watch, WATCH_FD, true)).transpose()?;
-        fd::close_from(if watch.is_some() { WATCH_FD } else { CONTROL_FD } + 1);
+        fd::close_from(if watch.is_some() { WATCH_FD } else { CONTROL_FD } + 1, &kept);
         // What workers find at 0 unless they ask for something else. The program's stdin stays the program's.
         fd::replace_stdio(fd::null()?, 0)?;
         // A worker that prints must not print into whatever got the number of a stream that the program had closed.
@@ -122,14 +135,10 @@ impl Zygote {
         worker::handle_signals()?;
         worker::install_hook();
         sys::set_name(c"zygote");
-        let (ancestor, table) = match origin {
-            Origin::Program => {
-                // One that was forked by another has it from there.
-                text::map_at_fork(worker::rehearse);
-                (None, None)
-            }
-            Origin::Zygote(table) => (Some(process::parent_pid()), table),
-        };
+        // One that was forked by another has it from there.
+        if ancestor.is_none() {
+            text::map_at_fork(worker::rehearse);
+        }
         if let Some(table) = &table {
             table.keep_from_forks();
         }
@@ -139,6 +148,7 @@ impl Zygote {
             parent,
             children: Children::default(),
             ancestor,
+            kept,
             table,
             younger: Vec::new(),
             facts: VecDeque::new(),
@@ -342,6 +352,13 @@ impl Zygote {
                     let _ = process::signal_child(pid, signal);
                 }
             }
+            Order::Preload => {
+                if let Some(line) = self.next_fd()? {
+                    let mut opened = preload::run(line);
+                    self.kept.append(&mut opened);
+                    self.kept.sort_unstable();
+                }
+            }
             Order::ForkZygote { watched } => {
                 let forked = match self.next_fd()? {
                     None => Err(io::Error::from_raw_os_error(libc::EMFILE)),
@@ -365,9 +382,10 @@ impl Zygote {
         self.children.reserve();
         // Taken out so that the child owns it; the parent's copy is dropped below, right after the fork.
         let mut job = Some(job);
+        let kept = &self.kept;
         let forked = process::fork(SingleThreaded::just_forked(), || {
             let job = job.take().expect("the child runs once");
-            worker::main(job, prepare, then == Then::Rehearse)
+            worker::main(job, prepare, then == Then::Rehearse, kept)
         });
         drop(job);
         match forked {
@@ -401,8 +419,9 @@ impl Zygote {
         let watch = watch.and_then(ParentWatch::from_fd).or_else(ParentWatch::inherited);
         // Both processes have it: the new one writes, this one reads when the other is gone.
         let mut table = if process::become_subreaper() { Some(Table::new()?) } else { None };
+        let kept = &self.kept;
         let pid = process::fork(SingleThreaded::just_forked(), || {
-            serve(control, watch, parent, Origin::Zygote(table.take()))
+            serve(control, watch, parent, Origin::Zygote { table: table.take(), kept: kept.clone() })
         })?;
         self.children.add(pid, Child::Zygote);
         self.younger.push((pid, table));

@@ -8,6 +8,7 @@
 mod abort;
 mod answers;
 mod begun;
+mod bytes;
 mod channels;
 mod denied;
 #[cfg(feature = "metrics")]
@@ -18,11 +19,14 @@ mod faults_deaf;
 mod faults_pids;
 mod faults_task;
 mod faults_time;
+mod fds;
+mod fds_owned;
 mod forks;
 mod harness;
 mod hostile_sockets;
 mod hosts;
 mod hygiene;
+mod large;
 mod limits;
 mod load;
 mod lost_zygote;
@@ -33,10 +37,13 @@ mod neighbours;
 mod options;
 mod oracle;
 mod orphans;
+mod output;
+mod output_faults;
 mod pipes;
 mod places;
 mod pool;
 mod pool_tasks;
+mod preload;
 mod runtimes;
 mod seed;
 mod seed_escalation;
@@ -45,12 +52,20 @@ mod seed_limits;
 mod seed_outcomes;
 mod seed_relay;
 mod seed_signals;
+mod shared;
+mod shutdown;
 mod soak;
 mod stdio;
 mod stopping;
 mod surroundings;
 mod terminals;
 mod tools;
+#[cfg(feature = "tracing")]
+mod traced;
+#[cfg(feature = "tracing")]
+mod traced_faults;
+#[cfg(feature = "tracing")]
+mod traced_log;
 mod warm;
 
 use harness::Case;
@@ -63,6 +78,7 @@ fn cases() -> Vec<Case> {
         channels::CASES,
         #[cfg(feature = "smol")]
         channels::SMOL_CASES,
+        bytes::CASES,
         #[cfg(feature = "metrics")]
         facade::CASES,
         denied::CASES,
@@ -72,10 +88,13 @@ fn cases() -> Vec<Case> {
         faults_pids::CASES,
         faults_task::CASES,
         faults_time::CASES,
+        fds::CASES,
+        fds_owned::CASES,
         forks::CASES,
         hostile_sockets::CASES,
         hosts::CASES,
         hygiene::CASES,
+        large::CASES,
         limits::CASES,
         load::CASES,
         lost_zygote::CASES,
@@ -85,12 +104,15 @@ fn cases() -> Vec<Case> {
         neighbours::CASES,
         options::CASES,
         orphans::CASES,
+        output::CASES,
+        output_faults::CASES,
         pipes::CASES,
         places::CASES,
         pool::CASES,
         pool_tasks::CASES,
         #[cfg(feature = "stream")]
         pool_tasks::STREAM_CASES,
+        preload::CASES,
         runtimes::CASES,
         seed::CASES,
         seed_escalation::CASES,
@@ -99,11 +121,16 @@ fn cases() -> Vec<Case> {
         seed_outcomes::CASES,
         seed_relay::CASES,
         seed_signals::CASES,
+        #[cfg(feature = "tracing")]
+        shared::CASES,
+        shutdown::CASES,
         soak::CASES,
         stdio::CASES,
         stopping::CASES,
         surroundings::CASES,
         terminals::CASES,
+        traced::CASES,
+        traced_faults::CASES,
         warm::CASES,
     ]
     .concat()
@@ -120,7 +147,9 @@ fn helpers() -> Vec<Case> {
         seed_relay::HELPERS,
         places::HELPERS,
         surroundings::HELPERS,
+        #[cfg(feature = "tracing")]
         terminals::HELPERS,
+        traced::HELPERS,
         warm::HELPERS,
     ]
     .concat()

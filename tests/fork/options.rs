@@ -278,7 +278,10 @@ fn d52_a_result_limit_is_exact() {
             }] {
                 let Error::TooLarge { size: told, limit, task: id, .. } = &error else { panic!("{error:?}") };
                 assert_eq!((*told, *limit, id.name()), (size, size - 1, "big"));
-                assert!(error.to_string().contains(&format!("is {size} bytes where {limit} are allowed")), "{error}");
+                assert!(
+                    error.to_string().contains(&format!("{size} bytes where result_limit allows {limit}")),
+                    "{error}"
+                );
             }
         }
         Task::new().result_limit(0).run(async || (), ()).await.unwrap();

@@ -9,7 +9,6 @@ use crate::harness::{descriptors, eventually, nothing_is_left};
 /// What this program and its zygote hold, warmed up: the driver runs, every lazy thing has been made.
 struct Baseline {
     ours: Held,
-    warm: bool,
     zygotes: Vec<(u32, String)>,
     threads: usize,
 }
@@ -23,14 +22,13 @@ impl Baseline {
         nothing_is_left(zygote).await;
         // It lets go of the sockets of a worker before the worker's place is free.
         eventually("every place is free", || zygote.metrics().alive == 0).await;
-        let warm = zygote.metrics().warm > 0;
-        let mut ours = Held::default();
+        let mut ours = held(zygote);
         eventually("the descriptors settle", || {
-            let before = std::mem::replace(&mut ours, held(zygote, warm));
-            before == ours
+            let before = std::mem::replace(&mut ours, held(zygote));
+            before.is_like(&ours)
         })
         .await;
-        Self { ours, warm, zygotes: descriptors(zygote.pid()), threads: threads() }
+        Self { ours, zygotes: descriptors(zygote.pid()), threads: threads() }
     }
 
     async fn is_back(&self, zygote: &Zygote, permits: usize) {
@@ -38,37 +36,47 @@ impl Baseline {
         eventually("every permit is back", || zygote.available_processes() == permits).await;
         let found = std::cell::RefCell::new(Held::default());
         let check = || {
-            *found.borrow_mut() = held(zygote, self.warm);
-            *found.borrow() == self.ours
+            *found.borrow_mut() = held(zygote);
+            found.borrow().is_like(&self.ours)
         };
         let fine = tokio::time::timeout(std::time::Duration::from_secs(9), eventually("our descriptors", check)).await;
         assert!(fine.is_ok(), "descriptors were {:?}\nand are {:?}", self.ours, found.borrow());
-        // It holds the socket of a warm worker that it is about to fork.
-        eventually("the zygote's descriptors", || descriptors(zygote.pid()) == self.zygotes).await;
+        // It holds the socket of a warm worker that it is about to fork; so it may have when it was looked at first.
+        let has = |fd: &(u32, String)| self.zygotes.contains(fd);
+        eventually("the zygote has no more descriptors", || descriptors(zygote.pid()).iter().all(has)).await;
         eventually("the threads are back", || threads() <= self.threads).await;
         assert_eq!(zygote.run_in_process(async |n: u8| n, 7).await.unwrap(), 7, "a canary");
     }
 }
 
-/// Descriptors: which, or, where warm workers come and go, how many of what kind, without the two sockets of each.
-#[derive(Debug, Default, PartialEq)]
-struct Held(Vec<(u32, String)>);
+/// Descriptors, and how many workers stood ready, each of which has two sockets here.
+#[derive(Debug, Default)]
+struct Held {
+    found: Vec<(u32, String)>,
+    warm: usize,
+}
 
-fn held(zygote: &Zygote, warm: bool) -> Held {
-    let mut found = descriptors(std::process::id());
-    if warm {
-        for (number, target) in &mut found {
-            *number = 0;
-            target.truncate(target.find(":[").unwrap_or(target.len()));
-        }
-        found.sort();
-        for _ in 0..2 * zygote.metrics().warm {
-            if let Some(at) = found.iter().position(|(_, kind)| kind == "socket") {
-                found.remove(at);
+impl Held {
+    /// Whether they are the same, or, where warm workers come and go, as many of each kind without the sockets of those.
+    fn is_like(&self, other: &Self) -> bool {
+        if self.warm == 0 && other.warm == 0 { self.found == other.found } else { self.kinds() == other.kinds() }
+    }
+
+    fn kinds(&self) -> Vec<&str> {
+        let kind = |(_, target): &'_ (u32, String)| target.find(":[").unwrap_or(target.len());
+        let mut kinds: Vec<&str> = self.found.iter().map(|found| &found.1[..kind(found)]).collect();
+        kinds.sort_unstable();
+        for _ in 0..2 * self.warm {
+            if let Some(at) = kinds.iter().position(|&kind| kind == "socket") {
+                kinds.remove(at);
             }
         }
+        kinds
     }
-    Held(found)
+}
+
+fn held(zygote: &Zygote) -> Held {
+    Held { found: descriptors(std::process::id()), warm: zygote.metrics().warm }
 }
 
 pub(crate) fn threads() -> usize {

@@ -80,6 +80,11 @@ mod log {
         tracing::subscriber::set_global_default(Log).unwrap();
     }
 
+    /// How many warnings and errors there were since the last time.
+    pub(super) fn count() -> usize {
+        WARNINGS.lock().unwrap().len()
+    }
+
     /// The warnings and errors since the last time, each with all its fields.
     pub(super) fn take() -> Vec<String> {
         std::mem::take(&mut *WARNINGS.lock().unwrap())
@@ -126,6 +131,10 @@ mod log {
         crate::harness::skip("built without tracing");
     }
 
+    pub(super) fn count() -> usize {
+        0
+    }
+
     pub(super) fn take() -> Vec<String> {
         Vec::new()
     }
@@ -149,6 +158,7 @@ fn s28_a_warning_tells_of_a_worker_that_had_to_be_killed() {
             let pid = process.pid();
             drop(process);
             eventually("it is killed", || !is_alive(pid)).await;
+            eventually("it is told", || log::count() > 0).await;
             let found = log::take();
             assert_eq!(found.len(), 1, "{runtime}: {found:?}");
             for part in ["the worker did not end by itself and is killed", "stubborn", &format!("pid={pid} ")] {

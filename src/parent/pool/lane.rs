@@ -9,15 +9,14 @@ use std::{
 use bytes::Bytes;
 use tokio::runtime::{Handle, Id};
 
-use super::{
-    super::{
-        driver::{self, Driver},
-        parcel::is_out_of_descriptors,
-        process::Process,
-        warm::job_socket,
-        zygote::Zygote,
-    },
-    job::PoolJob,
+use super::super::{
+    bare::BareJob,
+    conversation::NO_ROOM,
+    driver::{self, Driver},
+    parcel::is_out_of_descriptors,
+    process::Process,
+    warm::job_socket,
+    zygote::Zygote,
 };
 use crate::{
     error::{Coded, Error, TaskId},
@@ -76,7 +75,7 @@ impl Lane {
     }
 
     /// Runs one task. Dropped half-way, the lane must not be used again.
-    pub(super) async fn run(&mut self, job: &PoolJob) -> Result<Result<Bytes, Error>, LaneError> {
+    pub(super) async fn run(&mut self, job: &BareJob) -> Result<Result<Bytes, Error>, LaneError> {
         // Most jobs go at once, before any reactor is involved.
         let mut sent = 0;
         let mut tried = match &self.line {
@@ -84,18 +83,20 @@ impl Lane {
             Line::Watched(stream, _) => job.parcel.send(stream.as_fd(), &mut sent),
             Line::Lost => return Err(LaneError::Unread),
         };
-        if matches!(&tried, Err(e) if e.kind() == io::ErrorKind::WouldBlock) {
-            tried = self.watch(true, job)?.write(|socket| job.parcel.send(socket, &mut sent)).await;
+        if matches!(tried, Ok(false)) || matches!(&tried, Err(e) if e.kind() == io::ErrorKind::WouldBlock) {
+            let write = self.watch(true, job)?.write(|socket| job.parcel.send(socket, &mut sent));
+            tried = write.await.map(|()| true);
         }
         match tried {
-            Ok(()) => {}
+            Ok(_) => {}
             Err(e) if is_out_of_descriptors(&e) => {
                 let (task, step) = (self.task_id(job), "send the descriptors of its job".to_owned());
                 return Err(LaneError::Ended(Error::Spawn { task, step, source: Arc::new(e) }));
             }
             Err(e) => return Err(self.ended(&e, job).await),
         }
-        let mut reader = Reader::of_terminal(job.result_limit);
+        let limit = job.result_limit;
+        let mut reader = if job.gives_away { Reader::new(limit) } else { Reader::of_terminal(limit) };
         let mut buffer = vec![0; 2048];
         loop {
             let stream = self.watch(false, job)?;
@@ -106,22 +107,29 @@ impl Lane {
             let n = match read {
                 Ok((0, _)) => return Err(self.ended(&io::ErrorKind::UnexpectedEof.into(), job).await),
                 Ok((_, n)) => n,
+                Err(e) if e.kind() == io::ErrorKind::OutOfMemory => {
+                    let (task, reason) = (self.task_id(job), NO_ROOM.to_owned());
+                    return Err(LaneError::Ended(Error::Decode { task, what: Coded::Result, reason }));
+                }
                 Err(e) => return Err(self.ended(&e, job).await),
             };
-            match reader.next(&mut &buffer[..n]) {
-                Ok(None) => {}
-                Ok(Some(Frame::Terminal(terminal, _))) => {
-                    self.served += 1;
-                    return Ok(self.outcome(terminal, job));
+            let mut bytes = &buffer[..n];
+            loop {
+                match reader.next(&mut bytes) {
+                    Ok(None) => break,
+                    Ok(Some(Frame::Executing)) => job.parcel.let_go(),
+                    Ok(Some(Frame::Terminal(terminal, _))) => {
+                        self.served += 1;
+                        return Ok(self.outcome(terminal, job));
+                    }
+                    Err(reason) => return Err(LaneError::Ended(Error::Protocol { task: self.task_id(job), reason })),
                 }
-                Ok(Some(Frame::Executing)) => unreachable!("not expected, so an error of the reader"),
-                Err(reason) => return Err(LaneError::Ended(Error::Protocol { task: self.task_id(job), reason })),
             }
         }
     }
 
     /// The line, watched by the runtime that polls this, or else by the driver's, in the direction asked for.
-    fn watch(&mut self, writing: bool, job: &PoolJob) -> Result<&mut Stream, LaneError> {
+    fn watch(&mut self, writing: bool, job: &BareJob) -> Result<&mut Stream, LaneError> {
         let current = Handle::try_current().ok();
         let id = current.as_ref().map_or_else(|| self.driver.runtime_id(), Handle::id);
         let fits = matches!(&self.line, Line::Watched(stream, by) if *by == id && stream.is_writing() == writing);
@@ -152,12 +160,12 @@ impl Lane {
         }
     }
 
-    fn task_id(&self, job: &PoolJob) -> TaskId {
+    fn task_id(&self, job: &BareJob) -> TaskId {
         TaskId { name: job.name.clone(), pid: Some(self.process.pid()) }
     }
 
     /// The line ended: how the worker did is the task's outcome.
-    async fn ended(&self, error: &io::Error, job: &PoolJob) -> LaneError {
+    async fn ended(&self, error: &io::Error, job: &BareJob) -> LaneError {
         if tokio::runtime::is_rt_shutdown_err(error) {
             return LaneError::Ended(Error::ShutDown);
         }
@@ -183,7 +191,7 @@ impl Lane {
         })
     }
 
-    fn outcome(&self, terminal: Terminal<Bytes>, job: &PoolJob) -> Result<Bytes, Error> {
+    fn outcome(&self, terminal: Terminal<Bytes>, job: &BareJob) -> Result<Bytes, Error> {
         let task = || self.task_id(job);
         Err(match terminal {
             Terminal::Returned(bytes) => return Ok(bytes),

@@ -6,7 +6,6 @@
 //! ends the worker.
 
 mod builder;
-mod job;
 mod lane;
 mod map;
 mod task;
@@ -29,10 +28,10 @@ use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use self::{
     builder::Config,
-    job::PoolJob,
     lane::{Lane, LaneError},
 };
 use super::{
+    bare::BareJob,
     decode,
     driver::{self, Driver},
     init::default_zygote,
@@ -168,6 +167,10 @@ impl Inner {
 
     /// Takes a lane back that served.
     fn put_back(&self, lane: Lane) {
+        if self.zygote.0.is_closing() {
+            // Dropped with its worker.
+            return;
+        }
         self.idle().push((lane, Instant::now()));
         self.freed.notify_one();
         // After the push: whoever starts to wait now finds it.
@@ -177,7 +180,7 @@ impl Inner {
     }
 
     /// A job's turn and a lane for it, within the time that it may wait for that.
-    async fn turn(&self, job: &PoolJob) -> Result<(SemaphorePermit<'_>, Lane), Error> {
+    async fn turn(&self, job: &BareJob) -> Result<(SemaphorePermit<'_>, Lane), Error> {
         let turn = async {
             let permit = self.permits.acquire().await.map_err(|_| Error::ShutDown)?;
             Ok((permit, self.lane().await?))
@@ -195,8 +198,11 @@ impl Inner {
 
     /// Runs one job from its turn to its result. `taken` hears of the worker that has it, of each if the first ones go
     /// before they read it.
-    async fn serve(&self, job: &PoolJob, mut taken: impl FnMut(u32)) -> Result<Bytes, Error> {
+    async fn serve(&self, job: &BareJob, mut taken: impl FnMut(u32)) -> Result<Bytes, Error> {
         self.zygote.0.check_owner()?;
+        if self.zygote.0.is_closing() {
+            return Err(Error::ShutDown);
+        }
         let (_permit, mut lane) = self.turn(job).await?;
         loop {
             taken(lane.pid());
@@ -267,7 +273,7 @@ impl Pool {
         PoolBuilder::of(default_zygote())
     }
 
-    fn start<T>(&self, job: Result<PoolJob, Error>) -> PoolRun<T>
+    fn start<T>(&self, job: Result<BareJob, Error>) -> PoolRun<T>
     where
         T: DeserializeOwned + Send + 'static,
     {
@@ -409,8 +415,8 @@ impl Pool {
         Map::of_stream(items, start, self.0.config.workers)
     }
 
-    fn job<F, A: Serialize>(&self, entry: Entry, arguments: &A) -> Result<PoolJob, Error> {
-        PoolJob::new::<F, A>(&self.0.zygote, entry, arguments)
+    fn job<F, A: Serialize>(&self, entry: Entry, arguments: &A) -> Result<BareJob, Error> {
+        BareJob::new::<F, A>(&self.0.zygote, entry, arguments)
     }
 
     /// How many workers stand idle.

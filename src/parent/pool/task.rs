@@ -14,11 +14,11 @@ use tokio::sync::{Notify, watch};
 
 use super::{
     super::{
+        bare::BareJob,
         decode,
         race::{Either, race},
     },
     Inner,
-    job::PoolJob,
 };
 use crate::error::{Error, TaskId};
 
@@ -63,7 +63,7 @@ pub struct PoolTask<T> {
 pub struct PoolOpen<T>(Pin<Box<dyn Future<Output = Result<PoolTask<T>, Error>> + Send>>);
 
 impl<T: 'static> PoolOpen<T> {
-    pub(super) fn new(pool: Arc<Inner>, job: Result<PoolJob, Error>) -> Self {
+    pub(super) fn new(pool: Arc<Inner>, job: Result<BareJob, Error>) -> Self {
         Self(Box::pin(async move {
             let job = job?;
             pool.zygote.0.check_owner()?;
@@ -81,7 +81,7 @@ impl<T: 'static> PoolOpen<T> {
 }
 
 impl<T> PoolTask<T> {
-    fn start(pool: Arc<Inner>, job: PoolJob) -> Result<Self, Error> {
+    fn start(pool: Arc<Inner>, job: BareJob) -> Result<Self, Error> {
         let driver = pool.driver(&job.name)?;
         let (tell, seen) = watch::channel(Seen::default());
         let cancelled = Arc::new(Notify::new());

@@ -36,7 +36,7 @@ pub(super) fn probe() -> u32 {
         }
     }
     // A range that holds no descriptor.
-    if close_range_from(libc::c_int::MAX - 1) {
+    if close_range(RawFd::MAX - 1, RawFd::MAX) {
         found |= Capability::CloseRange as u32;
     }
     if is_subreaper().is_ok() {
@@ -170,9 +170,9 @@ pub(super) fn refuse_fds(socket: RawFd) -> bool {
     result == 0
 }
 
-pub(super) fn close_range_from(first: RawFd) -> bool {
-    // SAFETY: the caller owns every descriptor from `first` on.
-    unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_int::MAX, 0) == 0 }
+pub(super) fn close_range(first: RawFd, last: RawFd) -> bool {
+    // SAFETY: the caller owns every descriptor from `first` to `last`.
+    unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) == 0 }
 }
 
 /// What may be open: what /proc lists, or else every number up to the limit.

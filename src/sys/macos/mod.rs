@@ -132,7 +132,7 @@ pub(super) fn refuse_fds(_socket: RawFd) -> bool {
     false
 }
 
-pub(super) fn close_range_from(_first: RawFd) -> bool {
+pub(super) fn close_range(_first: RawFd, _last: RawFd) -> bool {
     false
 }
 

@@ -1,10 +1,10 @@
-//! A job as it goes over a pool's line.
+//! A job without options: one that goes over a pool's line, or to a zygote that preloads.
 
 use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::super::{parcel::Parcel, zygote::Zygote};
+use super::{parcel::Parcel, zygote::Zygote};
 use crate::{
     error::{Error, TaskId},
     task::Entry,
@@ -17,13 +17,15 @@ use crate::{
 };
 
 /// A task, checked and encoded.
-pub(super) struct PoolJob {
+pub(super) struct BareJob {
     pub(super) name: Arc<str>,
     pub(super) parcel: Parcel,
+    /// Its worker says that it executes: our copies of its descriptors are closed then.
+    pub(super) gives_away: bool,
     pub(super) result_limit: u64,
 }
 
-impl PoolJob {
+impl BareJob {
     pub(super) fn new<F, A: Serialize>(zygote: &Zygote, entry: Entry, arguments: &A) -> Result<Self, Error> {
         let name: Arc<str> = std::any::type_name::<F>().into();
         let task = || TaskId { name: name.clone(), pid: None };
@@ -36,11 +38,12 @@ impl PoolJob {
         encoded.map_err(|e| Error::encode(task(), e))?;
         let result_limit = zygote.0.config.result_limit;
         let arguments = (rope.len() - HEADER_SIZE) as u64;
+        let gives_away = passed.iter().any(|passed| passed.owned);
         let fds: Vec<_> = passed.into_iter().map(|passed| passed.fd).collect();
-        let (quiet, options, host) = (true, 0, Host::Tokio);
+        let (quiet, options, host) = (!gives_away, 0, Host::Tokio);
         let header =
             Header { fds: fds.len() as u16, quiet, entry: entry.address(), options, arguments, host, result_limit };
         rope.head_mut()[..HEADER_SIZE].copy_from_slice(&header.encode());
-        Ok(Self { name, parcel: Parcel::new(rope, fds), result_limit })
+        Ok(Self { name, parcel: Parcel::new(rope, fds), gives_away, result_limit })
     }
 }
