@@ -125,20 +125,17 @@ fn cases() -> Vec<Case> {
         seed_outcomes::CASES,
         seed_relay::CASES,
         seed_signals::CASES,
-        shutdown::CASES,
         shared::CASES,
-        stdio::CASES,
-        stopping::CASES,
-        surroundings::CASES,
-        #[cfg(feature = "tracing")]
-        traced::CASES,
-        #[cfg(feature = "tracing")]
-        traced_faults::CASES,
+        shutdown::CASES,
         soak::CASES,
         stdio::CASES,
         stopping::CASES,
         surroundings::CASES,
         terminals::CASES,
+        #[cfg(feature = "tracing")]
+        traced::CASES,
+        #[cfg(feature = "tracing")]
+        traced_faults::CASES,
         warm::CASES,
     ]
     .concat()
@@ -155,9 +152,9 @@ fn helpers() -> Vec<Case> {
         seed_relay::HELPERS,
         places::HELPERS,
         surroundings::HELPERS,
+        terminals::HELPERS,
         #[cfg(feature = "tracing")]
         traced::HELPERS,
-        terminals::HELPERS,
         warm::HELPERS,
     ]
     .concat()
