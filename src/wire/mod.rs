@@ -2,6 +2,7 @@
 //! tag a named constant. Bytes of a worker are input: bounded before allocation, checked for order.
 
 pub(crate) mod beside;
+mod bounds;
 pub(crate) mod control;
 pub(crate) mod frame;
 pub(crate) mod job;

@@ -3,9 +3,10 @@
 //! `bincode` 2 with its standard (variable-length) integers. Decoding takes a slice, never a reader, and the slice must
 //! be used up to its last byte.
 
+use bincode::error::DecodeError;
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{beside, rope::Rope};
+use super::{beside, bounds, rope::Rope};
 
 /// A value did not encode, or bytes did not decode.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,31 +32,26 @@ pub(crate) fn encode_into<T: Serialize + ?Sized>(value: &T, out: &mut Rope, limi
     }
 }
 
-/// Decodes one value from all of `bytes`.
+/// Decodes one value from all of `bytes`, within the bounds of [`bounds`].
 ///
-/// The codec believes the lengths that it reads, so it gets a budget: it claims at most sixteen bytes (a `u128`) for one
-/// that was encoded. Its limit is part of a type, hence the ladder, of few
-/// steps because each is one more copy of the decoder. Caps on depth and elements come with the adaptor
-/// that large payloads need.
+/// The codec itself needs no limit: it reads from a slice, and is never asked for text or bytes of its own.
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
-    macro_rules! ladder {
-        ($($bits:literal)*) => {
-            match (bytes.len() as u64).saturating_mul(16).saturating_add(64) {
-                $(budget if budget <= 1 << $bits => decode_within::<T, { 1 << $bits }>(bytes),)*
-                _ => Err(CodecError::Invalid("more bytes than any machine has".to_owned())),
-            }
-        };
-    }
-    ladder!(16 22 28 34 40)
-}
-
-fn decode_within<T: DeserializeOwned, const LIMIT: usize>(bytes: &[u8]) -> Result<T, CodecError> {
-    match bincode::serde::decode_from_slice(bytes, bincode::config::standard().with_limit::<LIMIT>()) {
+    let seed = bounds::Seed::<T>::new(bytes.len());
+    match bincode::serde::seed_decode_from_slice(seed, bytes, bincode::config::standard()) {
         Ok((value, used)) if used == bytes.len() => Ok(value),
         Ok((_, used)) => {
             Err(CodecError::Invalid(format!("{} bytes are left over after the value", bytes.len() - used)))
         }
-        Err(e) => Err(CodecError::Invalid(message(&e))),
+        Err(e) => Err(CodecError::Invalid(reason(e))),
+    }
+}
+
+fn reason(error: DecodeError) -> String {
+    match error {
+        DecodeError::OtherString(text) => text,
+        DecodeError::UnexpectedEnd { .. } => "the bytes end before the value does".to_owned(),
+        DecodeError::Utf8 { inner } => inner.to_string(),
+        other => message(&other),
     }
 }
 
@@ -94,6 +90,10 @@ impl bincode::enc::write::Writer for &mut Bounded<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
+    use serde::Deserialize;
+
     use super::*;
 
     #[test]
@@ -134,5 +134,242 @@ mod tests {
         }
         let error = encode_into(&Never, &mut Rope::default(), 10);
         assert_eq!(error, Err(CodecError::Invalid("it does not want to".into())));
+    }
+
+    fn refused<T: DeserializeOwned>(bytes: &[u8]) -> String {
+        match decode::<T>(bytes) {
+            Ok(_) => panic!("{} decodes", std::any::type_name::<T>()),
+            Err(CodecError::Invalid(why)) => why,
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+
+    fn encoded<T: Serialize>(value: &T) -> Vec<u8> {
+        let mut out = Rope::default();
+        encode_into(value, &mut out, u64::MAX).unwrap();
+        out.into_bytes().to_vec()
+    }
+
+    /// The length of a sequence as it is encoded.
+    fn length(n: u64) -> Vec<u8> {
+        encoded(&n)
+    }
+
+    #[derive(Debug, Deserialize)]
+    struct List {
+        _value: u8,
+        _next: Option<Box<List>>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    enum Peano {
+        Zero,
+        Succ(#[expect(dead_code, reason = "to be deep")] Box<Peano>),
+    }
+
+    #[derive(Debug, Deserialize)]
+    enum Json {
+        Null,
+        Object(#[expect(dead_code, reason = "to be deep")] HashMap<String, Json>),
+        Pair(
+            #[expect(dead_code, reason = "to be deep")] Box<Json>,
+            #[expect(dead_code, reason = "to be deep")] [u64; 16],
+        ),
+    }
+
+    #[derive(Debug, Deserialize)]
+    struct Large {
+        _kids: HashMap<u8, Large>,
+        _texts: ([String; 4], [u64; 4]),
+    }
+
+    #[derive(Debug, Deserialize)]
+    struct Huge {
+        _kids: Vec<Huge>,
+        _rest: [[u64; 32]; 16],
+    }
+
+    /// What is nested `n` times, each time between these bytes.
+    fn nested(n: usize, before: &[u8], innermost: &[u8], after: &[u8]) -> Vec<u8> {
+        [before.repeat(n), innermost.to_vec(), after.repeat(n)].concat()
+    }
+
+    #[test]
+    fn a_value_may_be_so_deep_and_no_deeper() {
+        let list = |nodes: usize| decode::<List>(&nested(nodes - 1, &[7, 1], &[7, 0], &[]));
+        assert!(list(255).is_ok(), "two levels each");
+        assert!(list(256).is_ok(), "the last `None` is no level");
+        let Err(CodecError::Invalid(why)) = list(257) else { panic!() };
+        assert!(why.contains("deeper than 512 levels") && why.contains("send it flat"), "{why}");
+        let peano = |n: usize| decode::<Peano>(&nested(n - 1, &[1], &[0], &[]));
+        assert!(peano(511).is_ok() && peano(512).is_ok() && peano(513).is_err());
+        // What a list of a million nodes is to whoever believes it, and endless bytes.
+        assert!(refused::<List>(&nested(1_000_000, &[7, 1], &[7, 0], &[])).contains("nested deeper"));
+        assert!(refused::<Peano>(&[1; 1_000_000]).contains("nested deeper"));
+        assert!(refused::<Json>(&[1, 1, 0].repeat(1_000_000)).contains("nested deeper"));
+        assert!(refused::<Large>(&[1].repeat(1_000_000)).contains("nested deeper"));
+    }
+
+    /// The deepest that is not refused.
+    fn deepest<T: DeserializeOwned>(before: &[u8], innermost: &[u8], after: &[u8]) -> (usize, Vec<u8>) {
+        let nested = |n| nested(n, before, innermost, after);
+        let n = (1..).take_while(|&n| decode::<T>(&nested(n)).is_ok()).last().unwrap();
+        (n, nested(n))
+    }
+
+    /// They are decoded and dropped on three quarters of a usual thread's stack: an overflow would end the tests.
+    #[test]
+    fn the_deepest_values_fit_a_thread() {
+        fn fits<T: DeserializeOwned + 'static>(atleast: usize, before: &[u8], innermost: &[u8], after: &[u8]) {
+            let (n, bytes) = deepest::<T>(before, innermost, after);
+            assert!(n >= atleast, "{} levels of {}", n, std::any::type_name::<T>());
+            let small = std::thread::Builder::new().stack_size(3 << 19);
+            small.spawn(move || drop(decode::<T>(&bytes).unwrap())).unwrap().join().unwrap();
+        }
+        fits::<List>(255, &[7, 1], &[7, 0], &[]);
+        fits::<Peano>(511, &[1], &[0], &[]);
+        fits::<Json>(120, &[1, 1, 0], &[0], &[]);
+        fits::<Json>(120, &[2], &[0], &[0; 16]);
+        fits::<Large>(100, &[1, 7], &[0; 9], &[0; 8]);
+        fits::<Huge>(10, &[1], &[0; 513], &[0; 512]);
+    }
+
+    #[test]
+    fn elements_without_bytes_are_few() {
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        struct Unit;
+        for many in [[255, 255, 255, 255, 255, 255, 255, 255].as_slice(), &[0, 0, 0, 0, 0, 1, 0, 0]] {
+            let bytes = [&[253], many].concat();
+            assert!(refused::<Vec<()>>(&bytes).contains("send their number"));
+            assert!(refused::<std::collections::LinkedList<Unit>>(&bytes).contains("send their number"));
+            assert!(refused::<HashMap<(), ()>>(&bytes).contains("send their number"));
+            assert!(refused::<Vec<[u64; 0]>>(&bytes).contains("send their number"));
+            assert!(refused::<Vec<u64>>(&bytes).contains("send their number"));
+        }
+        // Many a little.
+        let inner = length(60_000);
+        let bytes = [length(1000), inner.repeat(1000)].concat();
+        assert!(refused::<Vec<Vec<()>>>(&bytes).contains("send their number"));
+        assert!(refused::<Vec<HashMap<(), ()>>>(&bytes).contains("send their number"));
+        // What a program has.
+        let units = vec![(); 65_536];
+        assert_eq!(decode::<Vec<()>>(&encoded(&units)).unwrap().len(), 65_536);
+        let some = vec![[(); 32]; 5000];
+        assert_eq!(decode::<Vec<[(); 32]>>(&encoded(&some)).unwrap(), some);
+        let with_few_bytes: Vec<_> = (0..200_000).map(|n| (Unit, (), n as u8, [Unit, Unit])).collect();
+        assert_eq!(decode::<Vec<(Unit, (), u8, [Unit; 2])>>(&encoded(&with_few_bytes)).unwrap(), with_few_bytes);
+        let lists: Vec<Vec<Option<()>>> = (0..1000).map(|n| vec![Some(()); n % 200]).collect();
+        assert_eq!(decode::<Vec<Vec<Option<()>>>>(&encoded(&lists)).unwrap(), lists);
+        let map: HashMap<u32, Vec<Unit>> = (0..10_000).map(|n| (n, vec![Unit; 5])).collect();
+        assert_eq!(decode::<HashMap<u32, Vec<Unit>>>(&encoded(&map)).unwrap(), map);
+    }
+
+    #[test]
+    fn nothing_is_allocated_for_bytes_that_are_not_there() {
+        /// As many zeros as its sequence claims to have elements.
+        #[derive(Debug)]
+        struct Room(usize, Vec<Room>);
+        impl<'de> Deserialize<'de> for Room {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Hint;
+                impl<'de> serde::de::Visitor<'de> for Hint {
+                    type Value = Room;
+                    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                        f.write_str("rooms")
+                    }
+                    fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Room, A::Error> {
+                        let hint = seq.size_hint().unwrap();
+                        ASKED.set(ASKED.get() + hint);
+                        let mut rooms = Vec::new();
+                        while let Some(room) = seq.next_element()? {
+                            rooms.push(room);
+                        }
+                        Ok(Room(hint, rooms))
+                    }
+                }
+                deserializer.deserialize_seq(Hint)
+            }
+        }
+        thread_local!(static ASKED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) });
+        let bytes = length(1000).repeat(100);
+        refused::<Room>(&bytes);
+        assert!(ASKED.get() <= bytes.len(), "room for {} elements in {} bytes", ASKED.get(), bytes.len());
+        // Those that are there are told in full.
+        let room = decode::<Room>(&[5, 0, 0, 1, 0, 0, 0]).unwrap();
+        assert_eq!((room.0, room.1[2].0, room.1.len()), (5, 1, 5));
+        for huge in [1_u64 << 40, 1 << 63, u64::MAX] {
+            let bytes = [length(huge), vec![b'x'; 100]].concat();
+            assert!(refused::<String>(&bytes).contains("bytes end before"));
+            assert!(refused::<serde_bytes::ByteBuf>(&bytes).contains("bytes end before"));
+            assert!(refused::<std::path::PathBuf>(&bytes).contains("bytes end before"));
+            assert!(refused::<Vec<u8>>(&bytes).contains("more elements than its bytes"));
+            assert!(refused::<HashMap<String, u64>>(&bytes).contains("more elements than its bytes"));
+        }
+    }
+
+    #[test]
+    fn what_is_no_value_of_the_type_is_refused() {
+        assert!(refused::<String>(&[2, 0xff, 0xfe]).contains("utf-8"));
+        assert!(refused::<char>(&[0xf4, 0x90, 0x80, 0x80]).contains("InvalidCharEncoding"), "above 10FFFF");
+        assert!(decode::<char>(&[0xed, 0xa0, 0x80]).is_err(), "half of a surrogate");
+        assert!(refused::<std::num::NonZeroU8>(&[0]).contains("nonzero"));
+        assert!(refused::<bool>(&[2]).contains("InvalidBooleanValue(2)"));
+        assert!(decode::<Option<u8>>(&[2, 0]).is_err());
+        assert!(refused::<Peano>(&[9]).contains("variant index"));
+        assert!(refused::<(u64, String)>(&encoded(&1_u64)).contains("bytes end before"));
+        assert!(refused::<u64>(&encoded(&(1_u64, "x"))).contains("left over"));
+        assert!(refused::<u8>(&encoded(&300_u64)).contains("left over"));
+        assert!(decode::<i8>(&encoded(&"text")).is_err());
+    }
+
+    #[test]
+    fn bytes_and_text_are_lent() {
+        /// Where the bytes are that it was decoded from, by one of four methods.
+        struct Place<const METHOD: u8>(*const u8);
+        impl<'de, const METHOD: u8> Deserialize<'de> for Place<METHOD> {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Lent;
+                impl<'de> serde::de::Visitor<'de> for Lent {
+                    type Value = *const u8;
+                    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                        f.write_str("what is lent")
+                    }
+                    fn visit_borrowed_bytes<E>(self, bytes: &'de [u8]) -> Result<*const u8, E> {
+                        Ok(bytes.as_ptr())
+                    }
+                    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<*const u8, E> {
+                        Ok(text.as_ptr())
+                    }
+                }
+                match METHOD {
+                    0 => deserializer.deserialize_bytes(Lent),
+                    1 => deserializer.deserialize_byte_buf(Lent),
+                    2 => deserializer.deserialize_str(Lent),
+                    _ => deserializer.deserialize_string(Lent),
+                }
+                .map(Self)
+            }
+        }
+        let bytes = encoded(&"lent");
+        assert_eq!(decode::<Place<0>>(&bytes).unwrap().0, bytes[1..].as_ptr());
+        assert_eq!(decode::<Place<1>>(&bytes).unwrap().0, bytes[1..].as_ptr());
+        let deep = encoded(&vec![Some("lent")]);
+        assert_eq!(decode::<Vec<Option<Place<2>>>>(&deep).unwrap()[0].as_ref().unwrap().0, deep[3..].as_ptr());
+        assert_eq!(decode::<Place<3>>(&bytes).unwrap().0, bytes[1..].as_ptr());
+    }
+
+    /// Such as the one that replaces bincode, which may not tell lengths.
+    #[test]
+    fn the_bounds_hold_for_another_codec() {
+        use serde::de::DeserializeSeed;
+        fn json<T: DeserializeOwned>(text: &str, bytes: usize) -> Result<T, String> {
+            let mut deserializer = serde_json::Deserializer::from_str(text);
+            bounds::Seed::<T>::new(bytes).deserialize(&mut deserializer).map_err(|e| e.to_string())
+        }
+        let text = r#"{"a":[1,-2.5,"x",null,true],"b":{"c":{}}}"#;
+        assert_eq!(json::<serde_json::Value>(text, text.len()).unwrap().to_string(), text);
+        let nulls = |n: usize| format!("[{}null]", "null,".repeat(n - 1));
+        assert!(json::<Vec<()>>(&nulls(65_000), 0).is_ok());
+        assert!(json::<Vec<()>>(&nulls(65_537), 0).unwrap_err().contains("send their number"));
     }
 }

@@ -26,6 +26,7 @@ crate::cases![
     d53_a_worker_that_says_no_more,
     d54_a_worker_without_descriptors,
     d55_a_socket_under_another_number,
+    d56_descriptors_from_a_worker,
     d58_a_grandchild_that_keeps_the_socket,
     d58_a_grandchild_that_talks_on;
     60 => d58_a_grandchild_that_floods_the_socket,
@@ -452,6 +453,63 @@ fn d58_a_grandchild_that_floods_the_socket() {
             println!("by open {by_open}: {took:?}, longest gap {gap:?}, {} MB more", (peak() - before) >> 10);
             assert_eq!(outcome.unwrap_err().exit_code(), Some(9));
             assert!(gap < Duration::from_secs(2), "{gap:?}");
+        }
+    });
+}
+
+/// Sends a descriptor with one byte, and gives the error number.
+fn send_descriptor(fd: i32) -> i32 {
+    let mut byte = 0xa5_u8;
+    let mut data = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+    let mut control = [0_u64; 8];
+    // SAFETY: plain numbers and pointers, all of which may be zero.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut data;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    // SAFETY: a computation.
+    message.msg_controllen = unsafe { libc::CMSG_SPACE(4) } as _;
+    // SAFETY: a live message.
+    let head = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    // SAFETY: the control buffer is large enough for one header and one descriptor.
+    let head = unsafe { &mut *head };
+    (head.cmsg_level, head.cmsg_type) = (libc::SOL_SOCKET, libc::SCM_RIGHTS);
+    // SAFETY: a computation.
+    head.cmsg_len = unsafe { libc::CMSG_LEN(4) } as _;
+    // SAFETY: a computation.
+    let data = unsafe { libc::CMSG_DATA(head) };
+    // SAFETY: as above.
+    unsafe { data.cast::<i32>().write_unaligned(fd) };
+    // SAFETY: a live message.
+    let sent = unsafe { libc::sendmsg(JOB, &raw const message, libc::MSG_NOSIGNAL) };
+    if sent < 0 { std::io::Error::last_os_error().raw_os_error().unwrap() } else { 0 }
+}
+
+/// Where the kernel lets them through they are closed unread: the oracle counts.
+fn d56_descriptors_from_a_worker() {
+    undisturbed(|| async {
+        let sends = |count: u32| {
+            // SAFETY: touches no memory.
+            unsafe { libc::fcntl(JOB, libc::F_SETFL, 0) };
+            let null = File::open("/dev/null").unwrap();
+            let errors = (0..count).map(|_| send_descriptor(null.as_raw_fd())).collect::<Vec<_>>();
+            (errors.iter().all(|&error| error == libc::EPERM), errors.contains(&0))
+        };
+        for count in [1, 100] {
+            for by_open in [false, true] {
+                let outcome = match by_open {
+                    false => Task::new().run_blocking(sends, count).await,
+                    true => async { Task::new().open_blocking(sends, count).await?.wait().await }.await,
+                };
+                match outcome {
+                    Ok((refused, sent)) => assert!(refused && !sent),
+                    // The bytes that came with them are no frame, or are the beginning of one.
+                    Err(error) => {
+                        assert_ne!(crate::harness::capabilities(), "all", "the kernel should refuse: {error:?}");
+                        assert!(matches!(error, Error::Protocol { .. } | Error::Exited { code: 0, .. }), "{error:?}");
+                    }
+                }
+            }
         }
     });
 }

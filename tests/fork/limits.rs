@@ -161,13 +161,13 @@ fn b24_a_task_without_a_descriptor_to_spare() {
 /// either way.
 fn b25_a_large_crash_with_cores_allowed() {
     undisturbed(|| async {
-        let crashes = |size: usize| {
+        let crashes = |size: usize| -> () {
             let held = vec![1_u8; size];
             std::hint::black_box(&held);
             std::process::abort()
         };
         let size = 256 << 20;
-        let error = run_blocking_in_process(crashes, size).await.map(|()| ()).unwrap_err();
+        let error = run_blocking_in_process(crashes, size).await.unwrap_err();
         let tokio_run_in_process::Error::Signaled { signal: Signal::ABRT, core_dumped, .. } = error else {
             panic!("{error:?}")
         };
@@ -175,7 +175,7 @@ fn b25_a_large_crash_with_cores_allowed() {
         // The superuser may raise what is inherited.
         let folder = scratch("b25");
         std::fs::create_dir(&folder).unwrap();
-        let dumps = |size: usize| {
+        let dumps = |size: usize| -> () {
             let all = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
             // SAFETY: a live limit.
             unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const all) };
@@ -184,7 +184,7 @@ fn b25_a_large_crash_with_cores_allowed() {
             std::process::abort()
         };
         let task = Task::new().current_dir(&folder);
-        let error = task.run_blocking(dumps, 8 << 20).await.map(|()| ()).unwrap_err();
+        let error = task.run_blocking(dumps, 8 << 20).await.unwrap_err();
         assert_eq!(error.signal(), Some(Signal::ABRT), "{error:?}");
         std::fs::remove_dir_all(folder).unwrap();
     });

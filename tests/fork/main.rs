@@ -24,6 +24,7 @@ mod fds_owned;
 mod forks;
 mod harness;
 mod hostile_sockets;
+mod hostile_values;
 mod hosts;
 mod hygiene;
 mod large;
@@ -94,6 +95,7 @@ fn cases() -> Vec<Case> {
         fds_owned::CASES,
         forks::CASES,
         hostile_sockets::CASES,
+        hostile_values::CASES,
         hosts::CASES,
         hygiene::CASES,
         large::CASES,

@@ -24,11 +24,11 @@ crate::cases![
     f76_grandchildren_go_with_their_worker,
     f77_a_bystander_with_copies_of_all_descriptors_saves_no_worker,
     f78_however_a_program_ends_its_workers_end,
-    f79_a_stopped_zygote_keeps_no_worker,
-    f79_a_stopped_ancestor_keeps_no_worker,
-    f79_two_stopped_zygotes_keep_no_worker,
-    f79_a_stopped_zygote_and_bystanders_keep_no_worker,
-    f79_a_stopped_ancestor_and_bystanders_keep_no_worker,
+    f76_a_stopped_zygote_keeps_no_worker,
+    f76_a_stopped_ancestor_keeps_no_worker,
+    f76_two_stopped_zygotes_keep_no_worker,
+    f77_a_stopped_zygote_and_bystanders_keep_no_worker,
+    f77_a_stopped_ancestor_and_bystanders_keep_no_worker,
     f83_a_program_that_becomes_another_leaves_no_worker,
 ];
 
@@ -478,23 +478,23 @@ fn f79_killed_with_stopped_zygotes(stopped: [bool; 2], end: &str) {
     assert!(crowd.bystanders.iter().all(|life| !life.is_over()), "the bystanders are nobody's business");
 }
 
-fn f79_a_stopped_zygote_keeps_no_worker() {
+fn f76_a_stopped_zygote_keeps_no_worker() {
     f79_killed_with_stopped_zygotes([true, false], "return");
 }
 
-fn f79_a_stopped_ancestor_keeps_no_worker() {
+fn f76_a_stopped_ancestor_keeps_no_worker() {
     f79_killed_with_stopped_zygotes([false, true], "return");
 }
 
-fn f79_two_stopped_zygotes_keep_no_worker() {
+fn f76_two_stopped_zygotes_keep_no_worker() {
     f79_killed_with_stopped_zygotes([true, true], "return");
 }
 
-fn f79_a_stopped_zygote_and_bystanders_keep_no_worker() {
+fn f77_a_stopped_zygote_and_bystanders_keep_no_worker() {
     f79_killed_with_stopped_zygotes([true, false], "bystanders");
 }
 
-fn f79_a_stopped_ancestor_and_bystanders_keep_no_worker() {
+fn f77_a_stopped_ancestor_and_bystanders_keep_no_worker() {
     f79_killed_with_stopped_zygotes([false, true], "bystanders");
 }
 

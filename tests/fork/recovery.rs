@@ -17,20 +17,20 @@ use crate::{
 };
 
 crate::cases![
-    e63_exits_are_exact_after_the_death_of_a_zygote;
-    90 => e63_a_worker_that_ended_as_its_zygote_died_is_reported,
-    e63_either_zygote_dies_in_turn,
-    e63_handles_outlive_the_ancestor_that_they_share,
-    e63_a_handle_lives_on_when_the_one_it_recovered_from_is_dropped,
-    e63_a_pool_outlives_its_zygotes,
-    e63_handles_dropped_while_they_recover_leave_nothing,
-    e63_a_handle_started_while_the_ancestor_is_dead,
-    e63_no_process_for_the_next_zygote,
-    e63_both_dead_is_an_error_at_once,
-    e63_both_dead_the_ancestor_first,
+    e61_exits_are_exact_after_the_death_of_a_zygote;
+    90 => e61_a_worker_that_ended_as_its_zygote_died_is_reported,
+    e61_either_zygote_dies_in_turn,
+    e61_handles_outlive_the_ancestor_that_they_share,
+    e61_a_handle_lives_on_when_the_one_it_recovered_from_is_dropped,
+    e61_a_pool_outlives_its_zygotes,
+    e61_handles_dropped_while_they_recover_leave_nothing,
+    e61_a_handle_started_while_the_ancestor_is_dead,
+    e61_no_process_for_the_next_zygote,
+    e61_both_dead_is_an_error_at_once,
+    e61_both_dead_the_ancestor_first,
     e63_a_stopped_zygote_disturbs_nothing_that_runs,
-    e63_a_crash_loop_is_seen_and_ends,
-    e63_what_escaped_from_a_worker_is_reaped_and_let_alone,
+    e61_a_crash_loop_is_seen_and_ends,
+    e61_what_escaped_from_a_worker_is_reaped_and_let_alone,
 ];
 
 /// The zygote that serves and the one that forked it.
@@ -136,7 +136,7 @@ async fn is_exit_right(how: u8, process: &Process<u8>) {
     assert!(how != 5 || usage.user_time + usage.system_time >= Duration::from_millis(15), "{usage:?}");
 }
 
-fn e63_exits_are_exact_after_the_death_of_a_zygote() {
+fn e61_exits_are_exact_after_the_death_of_a_zygote() {
     let zygotes = [0, 30].map(|warm| (warm, Zygote::builder().max_processes(64).warm(warm).start().unwrap()));
     for (warm, zygote) in zygotes {
         multi_thread().block_on(async {
@@ -175,7 +175,7 @@ fn e63_exits_are_exact_after_the_death_of_a_zygote() {
 }
 
 /// The zygote is stopped, so that it reaps none of them; or it is not, and dies among them.
-fn e63_a_worker_that_ended_as_its_zygote_died_is_reported() {
+fn e61_a_worker_that_ended_as_its_zygote_died_is_reported() {
     let zygote = Zygote::builder().start().unwrap();
     multi_thread().block_on(async {
         let mut random = Random::new(63);
@@ -274,7 +274,7 @@ async fn works(zygote: &Zygote) {
     }
 }
 
-fn e63_either_zygote_dies_in_turn() {
+fn e61_either_zygote_dies_in_turn() {
     let zygote = Zygote::builder().max_processes(64).start().unwrap();
     multi_thread().block_on(async {
         let first = Patients::begin(&zygote, "first").await;
@@ -301,7 +301,7 @@ async fn recovered_from_ancestor(zygote: &Zygote, before: &Both) -> Both {
     both(zygote)
 }
 
-fn e63_handles_outlive_the_ancestor_that_they_share() {
+fn e61_handles_outlive_the_ancestor_that_they_share() {
     let mut zygotes: Vec<_> = (0..3).map(|_| Zygote::builder().start().unwrap()).collect();
     multi_thread().block_on(async {
         let before: Vec<_> = zygotes.iter().map(both).collect();
@@ -336,7 +336,7 @@ fn e63_handles_outlive_the_ancestor_that_they_share() {
     });
 }
 
-fn e63_a_handle_lives_on_when_the_one_it_recovered_from_is_dropped() {
+fn e61_a_handle_lives_on_when_the_one_it_recovered_from_is_dropped() {
     let first = Zygote::builder().start().unwrap();
     let second = Zygote::builder().start().unwrap();
     multi_thread().block_on(async {
@@ -358,7 +358,7 @@ fn e63_a_handle_lives_on_when_the_one_it_recovered_from_is_dropped() {
     });
 }
 
-fn e63_a_pool_outlives_its_zygotes() {
+fn e61_a_pool_outlives_its_zygotes() {
     let zygote = Zygote::builder().start().unwrap();
     multi_thread().block_on(async {
         let pool: Pool = zygote.pool().workers(4).build().unwrap();
@@ -401,7 +401,7 @@ fn open_descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-fn e63_handles_dropped_while_they_recover_leave_nothing() {
+fn e61_handles_dropped_while_they_recover_leave_nothing() {
     let keeper = Zygote::builder().warm(0).start().unwrap();
     multi_thread().block_on(async {
         works(&keeper).await;
@@ -426,7 +426,7 @@ fn e63_handles_dropped_while_they_recover_leave_nothing() {
     });
 }
 
-fn e63_a_handle_started_while_the_ancestor_is_dead() {
+fn e61_a_handle_started_while_the_ancestor_is_dead() {
     let first = Zygote::builder().start().unwrap();
     // Nobody has heard of it: the driver is not even there.
     let before = both(&first);
@@ -454,7 +454,7 @@ fn e63_a_handle_started_while_the_ancestor_is_dead() {
 /// Another user, who has no other process here.
 const USER: u32 = 61_063;
 
-fn e63_no_process_for_the_next_zygote() {
+fn e61_no_process_for_the_next_zygote() {
     // SAFETY: touches no memory.
     if unsafe { libc::getuid() } != 0 {
         skip("not root");
@@ -498,11 +498,11 @@ fn e63_no_process_for_the_next_zygote() {
     });
 }
 
-fn e63_both_dead_is_an_error_at_once() {
+fn e61_both_dead_is_an_error_at_once() {
     both_die(false);
 }
 
-fn e63_both_dead_the_ancestor_first() {
+fn e61_both_dead_the_ancestor_first() {
     both_die(true);
 }
 
@@ -575,7 +575,7 @@ fn e63_a_stopped_zygote_disturbs_nothing_that_runs() {
     });
 }
 
-fn e63_a_crash_loop_is_seen_and_ends() {
+fn e61_a_crash_loop_is_seen_and_ends() {
     let zygote = Zygote::builder().warm(0).start().unwrap();
     multi_thread().block_on(async {
         works(&zygote).await;
@@ -618,7 +618,7 @@ fn escape(how: String) -> u32 {
     command.spawn().unwrap().id()
 }
 
-fn e63_what_escaped_from_a_worker_is_reaped_and_let_alone() {
+fn e61_what_escaped_from_a_worker_is_reaped_and_let_alone() {
     let zygote = Zygote::builder().start().unwrap();
     multi_thread().block_on(async {
         let before = both(&zygote);

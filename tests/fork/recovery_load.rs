@@ -22,11 +22,11 @@ use crate::{
 };
 
 crate::cases![;
-    120 => e64_the_serving_zygote_is_killed_every_50_ms,
-    e64_the_ancestor_is_killed_every_50_ms,
-    e64_either_zygote_is_killed_every_50_ms,
-    e64_both_zygotes_are_killed_under_load,
-    e64_either_zygote_is_stopped_every_50_ms,
+    120 => e62_the_serving_zygote_is_killed_every_50_ms,
+    e62_the_ancestor_is_killed_every_50_ms,
+    e62_either_zygote_is_killed_every_50_ms,
+    e62_both_zygotes_are_killed_under_load,
+    e63_either_zygote_is_stopped_every_50_ms,
 ];
 
 const IN_FLIGHT: u64 = 32;
@@ -178,21 +178,21 @@ fn killed_under_load(name: &str, knows: bool, which: impl Fn(u64) -> bool) {
     });
 }
 
-fn e64_the_serving_zygote_is_killed_every_50_ms() {
+fn e62_the_serving_zygote_is_killed_every_50_ms() {
     killed_under_load("serving", true, |_| false);
 }
 
-fn e64_the_ancestor_is_killed_every_50_ms() {
+fn e62_the_ancestor_is_killed_every_50_ms() {
     // What it forked 50 ms ago, when it served, may not have said who it is.
     killed_under_load("ancestor", false, |_| true);
 }
 
-fn e64_either_zygote_is_killed_every_50_ms() {
+fn e62_either_zygote_is_killed_every_50_ms() {
     killed_under_load("either", false, |n| n % 3 == 0);
 }
 
 /// Another handle is there, so that this one is not lost for good.
-fn e64_both_zygotes_are_killed_under_load() {
+fn e62_both_zygotes_are_killed_under_load() {
     let (zygote, other) = (start(), start());
     multi_thread().block_on(async {
         assert_eq!(other.run_in_process(async || 7, ()).await.unwrap(), 7);
@@ -212,7 +212,7 @@ fn e64_both_zygotes_are_killed_under_load() {
     });
 }
 
-fn e64_either_zygote_is_stopped_every_50_ms() {
+fn e63_either_zygote_is_stopped_every_50_ms() {
     let zygote = start();
     multi_thread().block_on(async {
         let disturb = async |n| {

@@ -55,7 +55,7 @@ fn f87_a_stranger_that_was_adopted_is_left_alone() {
                         exit(2);
                     }
                     // SAFETY: four live bytes.
-                    unsafe { libc::write(ends[1], (&raw const stranger).cast(), 4) };
+                    unsafe { libc::write(ends[1], stranger.to_le_bytes().as_ptr().cast(), 4) };
                     exit(0);
                 }
                 assert_eq!(wait_for(child), 0);
@@ -63,7 +63,7 @@ fn f87_a_stranger_that_was_adopted_is_left_alone() {
                 let [mut read, _write] = ends.map(|end| std::fs::File::from(unsafe { OwnedFd::from_raw_fd(end) }));
                 let mut pid = [0; 4];
                 read.read_exact(&mut pid).unwrap();
-                i32::from_ne_bytes(pid)
+                i32::from_le_bytes(pid)
             })
             .collect();
         for n in 0..50 {
@@ -180,7 +180,7 @@ fn in_the_background() {
     assert_eq!(unsafe { libc::tcsetattr(0, libc::TCSANOW, &raw const modes) }, 0);
     let mut foreground = Command::new("sleep").arg("1000").process_group(0).spawn().unwrap();
     // SAFETY: touches no memory.
-    assert_eq!(unsafe { libc::tcsetpgrp(0, foreground.id().cast_signed()) }, 0);
+    assert_eq!(unsafe { libc::tcsetpgrp(0, foreground.id().try_into().unwrap()) }, 0);
     tokio_run_in_process::init().unwrap();
     multi_thread().block_on(async {
         let uses_terminal = || {
@@ -285,7 +285,7 @@ fn trace(pid: u32) -> (std::sync::mpsc::Sender<()>, std::thread::JoinHandle<()>)
     let thread = std::thread::spawn(move || {
         let none = std::ptr::null_mut::<libc::c_void>();
         // SAFETY: seizing touches no memory of ours.
-        attached.send(unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid.cast_signed(), none, none) } == 0).unwrap();
+        attached.send(unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, none, none) } == 0).unwrap();
         let _ = wait.recv();
     });
     if !is_attached.recv().unwrap() {
