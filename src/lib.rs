@@ -41,4 +41,16 @@ pub mod test_support {
             _ => ALL,
         });
     }
+
+    /// What the parent does with a result's bytes.
+    #[cfg(fuzzing)]
+    pub fn read_value(bytes: &[u8]) {
+        crate::wire::fuzz::value(bytes);
+    }
+
+    /// What the parent does with what comes over a job's socket.
+    #[cfg(fuzzing)]
+    pub fn read_frames(bytes: &[u8]) {
+        crate::wire::fuzz::frames(bytes);
+    }
 }

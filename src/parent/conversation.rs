@@ -359,7 +359,8 @@ fn take_in(reader: &mut Reader, line: &mut Line, mut bytes: &[u8]) -> Option<Wor
     loop {
         match reader.next(&mut bytes) {
             Ok(None) => return None,
-            Ok(Some(Frame::Executing)) => {
+            Ok(Some(Frame::Executing { pid })) => {
+                line.worker().says(pid);
                 line.began(Duration::ZERO);
                 line.begins();
             }

@@ -226,6 +226,12 @@ impl Driver {
         }
     }
 
+    /// No zygote will tell of this worker any more.
+    pub(super) fn orphan(&'static self, id: WorkerId) {
+        let pidfd = self.roster().orphan(id);
+        self.watch_orphan(id, pidfd);
+    }
+
     fn watch_orphan(&'static self, id: WorkerId, pidfd: Option<OwnedFd>) {
         let Some(pidfd) = pidfd else { return };
         self.spawn(async move {

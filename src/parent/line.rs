@@ -96,6 +96,11 @@ impl Line {
         self.job.parcel.let_go();
         if !self.worker.status.borrow().started {
             self.driver.tell(self.worker.id, Event::Executing);
+            // What it said of itself came before that, so if its zygote is lost later it is looked at then. And it is now,
+            // before anybody is told that it began, and finds that its pid is not known.
+            if self.worker.status.borrow().orphaned {
+                self.driver.orphan(self.worker.id);
+            }
             self.worker.status.send_modify(|status| status.started = true);
         }
     }

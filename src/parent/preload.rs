@@ -248,7 +248,7 @@ async fn run(half: &Half, job: &BareJob) -> Result<(), Error> {
             Ok(None) => {}
             Ok(Some(Frame::Terminal(Terminal::Returned(_), _))) => return Ok(()),
             Ok(Some(Frame::Terminal(terminal, _))) => return Err(outcome(terminal, task_id(half, job))),
-            Ok(Some(Frame::Executing)) => unreachable!("not expected, so an error of the reader"),
+            Ok(Some(Frame::Executing { .. })) => unreachable!("not expected, so an error of the reader"),
             Err(reason) => return Err(Error::Protocol { task: task_id(half, job), reason }),
         }
     }

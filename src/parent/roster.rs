@@ -147,6 +147,21 @@ impl Record {
         }
     }
 
+    /// Nobody else says who the worker is: believes what it said itself, before anything of the user's ran in it.
+    fn recognise(&mut self) {
+        let Some((pid, heard)) = self.worker.said().filter(|_| self.pidfd.is_none()) else { return };
+        self.worker.status.send_modify(|status| {
+            status.pid.get_or_insert(pid);
+        });
+        self.pidfd = i32::try_from(pid).ok().and_then(|pid| process::open_pidfd_since(pid, heard));
+        // What a zygote was asked for it may not have done.
+        if self.pidfd.is_some() && self.killed {
+            let _ = self.signal(Signal::KILL);
+        } else if self.pidfd.is_some() && self.life.is_ending() {
+            self.perform(Action::Terminate);
+        }
+    }
+
     fn perform(&mut self, action: Action) {
         // A worker that is gone needs no signal, and if the zygote is gone its job socket is the last word.
         match action {
@@ -388,8 +403,12 @@ impl Roster {
         record.orphan = true;
         // A signal that waits for its pid would wait for ever.
         record.reachable = true;
+        record.recognise();
         match record.pidfd.as_ref().and_then(|pidfd| pidfd.try_clone().ok()) {
-            Some(pidfd) => return Some(pidfd),
+            Some(pidfd) => {
+                record.worker.status.send_if_modified(|status| std::mem::take(&mut status.orphaned));
+                return Some(pidfd);
+            }
             None if record.unheard => self.gone(id, Exit::Lost),
             None => record.worker.status.send_modify(|status| {
                 status.orphaned = true;

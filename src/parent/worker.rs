@@ -1,6 +1,9 @@
 //! One worker as everybody in the parent shares it: what is known of it, and a way to wait for more.
 
-use std::sync::Arc;
+use std::{
+    num::NonZeroU32,
+    sync::{Arc, OnceLock},
+};
 
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -8,6 +11,7 @@ use tokio::sync::watch;
 use crate::{
     error::{Error, TaskId},
     model::{Cause, ExitStatus, State, Usage, WorkerId},
+    sys::process::Since,
 };
 
 /// How a worker ended, as far as the parent can know.
@@ -66,11 +70,23 @@ pub(super) struct Worker {
     pub(super) id: WorkerId,
     pub(super) name: Arc<str>,
     pub(super) status: watch::Sender<Status>,
+    /// Its pid by its own word, said before anything of the user's ran, and when that was heard.
+    said: OnceLock<(u32, Since)>,
 }
 
 impl Worker {
     pub(super) fn new(id: WorkerId, name: Arc<str>) -> Arc<Self> {
-        Arc::new(Self { id, name, status: watch::Sender::new(Status::default()) })
+        Arc::new(Self { id, name, status: watch::Sender::new(Status::default()), said: OnceLock::new() })
+    }
+
+    pub(super) fn says(&self, pid: Option<NonZeroU32>) {
+        if let Some(pid) = pid {
+            let _ = self.said.set((pid.get(), Since::now()));
+        }
+    }
+
+    pub(super) fn said(&self) -> Option<(u32, Since)> {
+        self.said.get().copied()
     }
 
     pub(super) fn task_id(&self) -> TaskId {

@@ -19,6 +19,16 @@ use super::{
 };
 use crate::model::{ExitStatus, Signal, Usage};
 
+/// A time of this machine's, as processes are dated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Since(pub(super) Duration);
+
+impl Since {
+    pub(crate) fn now() -> Self {
+        Self(os::uptime())
+    }
+}
+
 /// The proof that the process has one thread, or that its other threads wait and hold nothing.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SingleThreaded(());
@@ -123,6 +133,12 @@ pub(crate) fn become_subreaper() -> bool {
 /// Whether a zygote inherits the workers of one that it forked.
 pub(crate) fn can_inherit() -> bool {
     has(Capability::Subreaper)
+}
+
+/// The children of this process, which has one thread: also those that ended and were not reaped. `None` where nobody
+/// says so.
+pub(crate) fn children() -> Option<Vec<i32>> {
+    os::children()
 }
 
 /// Whether a child has ended, or is none of ours. It is not reaped.
@@ -242,6 +258,14 @@ fn usage_of(usage: &libc::rusage) -> Usage {
 /// A descriptor that means one process, whatever becomes of its number. `None` where the kernel has none.
 pub(crate) fn open_pidfd(pid: i32) -> Option<OwnedFd> {
     if has(Capability::Pidfd) { os::open_pidfd(pid).ok() } else { None }
+}
+
+/// The same of a process of which something was heard when it had this pid already. The pid may mean another one by now:
+/// that is younger, and `None` is given.
+pub(crate) fn open_pidfd_since(pid: i32, heard: Since) -> Option<OwnedFd> {
+    let pidfd = open_pidfd(pid)?;
+    // After that: if the pid changes hands in between, the younger process is looked at.
+    (os::birth(pid)? <= heard.0).then_some(pidfd)
 }
 
 /// Signals the process that a pidfd means.

@@ -7,11 +7,13 @@
 //! ```
 //!
 //! The age of a task at its terminal frame is the time since it began, in nanoseconds; 0 if, and only if, it did not.
+//! With `Executing` the worker's pid is there, which it says before anything of the user's runs: for when no zygote is
+//! left that knows it.
 //!
 //! These bytes are input. The length is checked against the limit of its kind before anything is allocated, and memory
 //! grows only as bytes arrive. What follows the terminal frame is not looked at: the first complete one decides.
 
-use std::{io, time::Duration};
+use std::{io, num::NonZeroU32, time::Duration};
 
 use bytes::Bytes;
 
@@ -43,6 +45,11 @@ pub(crate) fn header(tag: Tag, length: usize, age: Duration) -> [u8; HEADER_SIZE
     bytes[0..8].copy_from_slice(&((age << KIND_BITS) | tag as u64).to_le_bytes());
     bytes[8..16].copy_from_slice(&(length as u64).to_le_bytes());
     bytes
+}
+
+/// The whole frame `Executing`.
+pub(crate) fn executing(pid: i32) -> [u8; HEADER_SIZE] {
+    header(Tag::Executing, 0, Duration::from_nanos(pid.unsigned_abs().into()))
 }
 
 /// The kinds of frames.
@@ -79,7 +86,8 @@ fn encode_note(note: &impl serde::Serialize, body: &mut Rope) {
 /// What the reader found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Frame {
-    Executing,
+    /// By its own word its process has this pid.
+    Executing { pid: Option<NonZeroU32> },
     /// The last one, and the task's age.
     Terminal(Terminal<Bytes>, Duration),
 }
@@ -160,7 +168,8 @@ impl Reader {
         let frame = match tag {
             Tag::Executing => {
                 self.expects = Expects::Terminal;
-                return Ok(Some(Frame::Executing));
+                let pid = u32::try_from(self.age.as_nanos()).ok().and_then(NonZeroU32::new);
+                return Ok(Some(Frame::Executing { pid }));
             }
             Tag::Returned => Terminal::Returned(body.into()),
             Tag::Cancelled => Terminal::Cancelled,
@@ -228,7 +237,7 @@ mod tests {
 
     fn stream(terminal: Terminal<Rope>) -> Vec<u8> {
         let (head, body) = encode(terminal, AGE);
-        [&header(Tag::Executing, 0, Duration::ZERO)[..], &head, &body.into_bytes()].concat()
+        [&executing(42)[..], &head, &body.into_bytes()].concat()
     }
 
     fn read(bytes: &[u8], piece: usize, limit: u64) -> Result<Vec<Frame>, String> {
@@ -263,7 +272,7 @@ mod tests {
             for piece in [1, 7, 16, 17, 4096] {
                 assert_eq!(
                     read(&bytes, piece, 1000),
-                    Ok(vec![Frame::Executing, Frame::Terminal(read_as.clone(), AGE)])
+                    Ok(vec![Frame::Executing { pid: NonZeroU32::new(42) }, Frame::Terminal(read_as.clone(), AGE)])
                 );
             }
         }
@@ -280,7 +289,7 @@ mod tests {
         bytes.extend_from_slice(&u64::MAX.to_le_bytes());
         assert!(read(&bytes, 64, 100).is_err());
         let mut reader = Reader::new(u64::MAX);
-        assert_eq!(reader.next(&mut &bytes[..]), Ok(Some(Frame::Executing)));
+        assert_eq!(reader.next(&mut &bytes[..]), Ok(Some(Frame::Executing { pid: NonZeroU32::new(42) })));
         assert_eq!(reader.next(&mut &bytes[HEADER_SIZE..]), Ok(None));
         assert_eq!(reader.body.capacity(), 0);
     }
@@ -359,7 +368,7 @@ mod tests {
                 rest = later;
                 let found = loop {
                     match reader.next(&mut piece) {
-                        Ok(Some(Frame::Executing)) => {}
+                        Ok(Some(Frame::Executing { .. })) => {}
                         found => break found,
                     }
                 };

@@ -5,6 +5,8 @@ pub(crate) mod beside;
 mod bounds;
 pub(crate) mod control;
 pub(crate) mod frame;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub(crate) mod job;
 pub(crate) mod payload;
 pub(crate) mod rope;

@@ -80,7 +80,7 @@ impl Rope {
     }
 
     /// All of it in one place; copies unless there is one part only.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn into_bytes(mut self) -> Bytes {
         if self.pieces.is_empty() {
             return self.own.into();

@@ -23,12 +23,9 @@ use super::{farewell, panic, prologue::Job};
 use crate::{
     model::{Failure, Terminal},
     pass,
-    sys::socket,
+    sys::{process, socket},
     task::{BoxedTask, Encoded, Entry},
-    wire::{
-        frame::{self, Tag},
-        rope::Rope,
-    },
+    wire::{frame, rope::Rope},
 };
 
 static LINE: Mutex<Option<OwnedFd>> = Mutex::new(None);
@@ -53,7 +50,7 @@ pub(super) async fn serve(initializer: BoxedTask) -> Encoded {
         let arguments = job.arguments();
         if arguments.is_ok() && !job.header.quiet {
             // The parent closes its copies of what it gave away.
-            let _ = socket::send_all(line.as_fd(), &frame::header(Tag::Executing, 0, Duration::ZERO));
+            let _ = socket::send_all(line.as_fd(), &frame::executing(process::pid()));
         }
         let terminal = match arguments {
             Ok(arguments) => run(Entry::from_job(job.header.entry).enter(arguments, job.header.result_limit)).await,

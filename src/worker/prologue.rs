@@ -12,7 +12,6 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::Path,
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -31,7 +30,7 @@ use crate::{
     task::{Arguments, Entry},
     wire::{
         control::Prepare,
-        frame::{self, Tag},
+        frame,
         job::{self, HEADER_SIZE, Header, Host, Options},
     },
 };
@@ -97,7 +96,7 @@ pub(crate) fn main(job: OwnedFd, prepare: Prepare, rehearse: bool, kept: &[RawFd
     let committed = if task.header.quiet {
         socket::is_heard(&job)
     } else {
-        socket::send(job.as_fd(), &frame::header(Tag::Executing, 0, Duration::ZERO), &[], false).is_ok()
+        socket::send(job.as_fd(), &frame::executing(process::pid()), &[], false).is_ok()
     };
     if !committed {
         process::exit(0)

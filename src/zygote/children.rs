@@ -49,6 +49,11 @@ impl Children {
         Some(self.0.swap_remove(at).1)
     }
 
+    /// Whether it is a child that is known.
+    pub(super) fn has(&self, pid: i32) -> bool {
+        self.0.iter().any(|&(child, _)| child == pid)
+    }
+
     /// The pids of all workers.
     pub(super) fn workers(&self) -> impl Iterator<Item = i32> {
         self.0.iter().filter(|(_, child)| matches!(child, Child::Worker(_))).map(|&(pid, _)| pid)
@@ -68,8 +73,10 @@ mod tests {
         }
         children.add(200, Child::Zygote);
         assert_eq!(children.pid_of(WorkerId(3)), Some(103));
+        assert!(children.has(103) && children.has(200) && !children.has(105));
         assert_eq!(children.remove(103), Some(Child::Worker(WorkerId(3))));
         assert_eq!(children.remove(103), None);
+        assert!(!children.has(103));
         assert_eq!(children.pid_of(WorkerId(3)), None);
         assert_eq!(children.workers().count(), 4);
         assert_eq!(children.remove(200), Some(Child::Zygote));

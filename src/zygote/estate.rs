@@ -35,8 +35,9 @@ struct Unborn {
     looks: u32,
 }
 
-/// A worker has so many looks from its fork to its first line, a millisecond apart or more.
-const LOOKS: u32 = 100;
+/// A worker has so many looks from its fork to its first line, a millisecond apart or more: a machine with much to do
+/// takes its time. One that was not forked is not waited for where the kernel lists a process's children.
+const LOOKS: u32 = 2000;
 /// How long younger zygotes have to leave by themselves.
 const YOUNGER_LEAVE: Duration = Duration::from_millis(50);
 
@@ -110,17 +111,27 @@ impl Zygote {
 
     /// Looks whether workers that a zygote forked as it died have said who they are, and answers for them.
     pub(super) fn settle(&mut self) {
+        // Before the tables: who has said so since then is found there.
+        let may_be_here = self.estate.unborn.is_empty() || self.has_strangers();
         for unborn in std::mem::take(&mut self.estate.unborn) {
             match unborn.table.entry(unborn.worker) {
                 Some(Entry::Alive(pid)) => self.take_over(pid, unborn.worker),
-                // It may not even have been forked.
-                _ if unborn.looks == 0 => {}
+                // It was not forked, or has ended before it could say anything.
+                _ if unborn.looks == 0 || !may_be_here => {}
                 _ => self.estate.unborn.push(Unborn { looks: unborn.looks - 1, ..unborn }),
             }
         }
         for worker in std::mem::take(&mut self.estate.asked) {
             self.announce_or_ask(worker);
         }
+    }
+
+    /// Whether this process has children that nobody knows. The kernel gave it a dead zygote's with that zygote's death, and
+    /// forks none for a process that is being killed, so one that is not here by now will not be.
+    fn has_strangers(&self) -> bool {
+        let Some(children) = process::children() else { return true };
+        let known = |pid: i32| self.children.has(pid);
+        !children.into_iter().all(known)
     }
 
     /// Tells the parent of a worker, now or as soon as it is known.

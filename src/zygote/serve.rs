@@ -297,6 +297,8 @@ impl Zygote {
             let bytes: OrderBytes = *bytes;
             at += ORDER_SIZE;
             self.obey(Order::decode(&bytes).map_err(io::Error::other)?)?;
+            // At once, not after the next forks: should this process be killed among them, who was forked is known.
+            self.send_facts()?;
         }
         self.order.drain(..at);
         Ok(true)

@@ -10,6 +10,7 @@ use crate::{
     harness::{capabilities, children, eventually, is_alive, multi_thread, parent_of},
     oracle::threads,
     orphans::{Life, stubborn},
+    tools::poll_once,
 };
 
 crate::cases![
@@ -52,11 +53,12 @@ fn tasks_under_way_may_finish() {
         let (mut go, wait) = channel().unwrap();
         let process = zygote.open_in_process(patient, wait).await.unwrap();
         let family = Family::of(&zygote);
-        let end = tokio::spawn({
+        let mut end = Box::pin({
             let zygote = zygote.clone();
             async move { zygote.shutdown(Duration::from_secs(60)).await }
         });
-        eventually("no other starts", || zygote.metrics().warm == 0).await;
+        assert!(poll_once(&mut end).is_pending());
+        let end = tokio::spawn(end);
         assert!(matches!(zygote.run_in_process(async || 1, ()).await, Err(Error::ShutDown)));
         assert!(matches!(zygote.open_in_process(async || 1, ()).await, Err(Error::ShutDown)));
         assert!(!end.is_finished());
@@ -110,11 +112,12 @@ fn a_pool_is_shut_down_with_its_zygote() {
         let (mut go, wait) = channel().unwrap();
         let task = pool.open(patient, wait).await.unwrap();
         let family = Family::of(&zygote);
-        let end = tokio::spawn({
+        let mut end = Box::pin({
             let zygote = zygote.clone();
             async move { zygote.shutdown(Duration::from_secs(60)).await }
         });
-        eventually("no other starts", || zygote.metrics().warm == 0).await;
+        assert!(poll_once(&mut end).is_pending());
+        let end = tokio::spawn(end);
         assert!(matches!(pool.run(async || 1, ()).await, Err(Error::ShutDown)));
         go.send(()).await.unwrap();
         assert_eq!(task.wait().await.unwrap(), 42);

@@ -117,7 +117,7 @@ impl Lane {
             loop {
                 match reader.next(&mut bytes) {
                     Ok(None) => break,
-                    Ok(Some(Frame::Executing)) => job.parcel.let_go(),
+                    Ok(Some(Frame::Executing { .. })) => job.parcel.let_go(),
                     Ok(Some(Frame::Terminal(terminal, _))) => {
                         self.served += 1;
                         return Ok(self.outcome(terminal, job));

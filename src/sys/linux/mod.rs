@@ -7,6 +7,7 @@ use std::{
     fs, io, mem,
     ops::Range,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    time::Duration,
 };
 
 use super::{caps::Capability, check};
@@ -78,6 +79,31 @@ pub(super) fn wait_for_usage(pid: i32, usage: &mut libc::rusage) -> io::Result<l
     let result = unsafe { libc::syscall(libc::SYS_waitid, libc::P_PID, pid, &raw mut info, flags, &raw mut *usage) };
     check(result as libc::c_int)?;
     Ok(info)
+}
+
+/// The children of this thread, if the kernel lists them (`CONFIG_PROC_CHILDREN`, proc_tid_children(5)). Nobody but this
+/// thread may reap any, or some may be left out.
+pub(super) fn children() -> Option<Vec<i32>> {
+    let text = fs::read_to_string("/proc/thread-self/children").ok()?;
+    text.split_ascii_whitespace().map(|pid| pid.parse().ok()).collect()
+}
+
+/// The time since this machine was started, sleep included.
+pub(super) fn uptime() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a live timespec; the clock is there since Linux 2.6.39.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// When a process was started, on the clock of `uptime`, rounded down to a hundredth of a second (proc_pid_stat(5)).
+pub(super) fn birth(pid: i32) -> Option<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, which may have anything in it, is the second field; this is the 22nd.
+    let ticks: u64 = stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()?;
+    // SAFETY: touches no memory.
+    let per_second = u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).ok().filter(|&n| n > 0)?;
+    Some(Duration::from_millis(ticks.checked_mul(1000)? / per_second))
 }
 
 /// How many threads this process has.

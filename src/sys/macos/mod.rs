@@ -9,6 +9,7 @@ use std::{
     ops::Range,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     ptr,
+    time::Duration,
 };
 
 use super::check;
@@ -35,6 +36,21 @@ pub(super) fn wait_for_usage(_pid: i32, _usage: &mut libc::rusage) -> io::Result
 
 pub(super) fn become_subreaper() -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Nothing lists them where nothing inherits them.
+pub(super) fn children() -> Option<Vec<i32>> {
+    None
+}
+
+/// Nothing is compared with it: there are no pidfds.
+pub(super) fn uptime() -> Duration {
+    Duration::ZERO
+}
+
+/// See `uptime`.
+pub(super) fn birth(_pid: i32) -> Option<Duration> {
+    None
 }
 
 /// How many threads this process has.

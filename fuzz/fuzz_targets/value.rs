@@ -1,0 +1,7 @@
+//! Results of a hostile worker, as values of many types.
+
+#![no_main]
+
+mod bounded;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| bounded::run(bytes, tokio_run_in_process::test_support::read_value));
