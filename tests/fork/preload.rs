@@ -35,7 +35,8 @@ crate::cases![
     workers_of_a_generation_draw_different_numbers,
     a_pool_of_a_generation,
     an_old_generation_ends_with_its_last_task;
-    60 => a_generation_is_replaced_under_load_without_losing_a_task,
+    90 => a_generation_is_replaced_under_load_without_losing_a_task,
+    a_thousand_tasks_read_half_a_gigabyte,
 ];
 
 type Table = HashMap<u64, String>;
@@ -119,6 +120,48 @@ fn shared_memory_that_a_preload_made_is_not_copied() {
             assert_eq!(sum, 7 * SIZE as u64);
             assert!(own < 8 << 10, "{own} kB of its own");
         }
+    });
+}
+
+/// 500 megabytes on the heap, built once.
+fn a_thousand_tasks_read_half_a_gigabyte() {
+    const STEP: usize = 1024;
+    const STEPS: usize = (500 << 20) / (STEP * size_of::<u32>());
+    fn make() -> Vec<u32> {
+        let mut table = vec![0; STEPS * STEP];
+        table.iter_mut().step_by(STEP).zip(1..).for_each(|(entry, n)| *entry = n);
+        table
+    }
+    /// Every page of a tenth of it; and the kilobytes that are the worker's own, if that is asked for.
+    async fn read(n: usize, measure: bool) -> (u64, u64) {
+        let table = worker::preloaded::<Vec<u32>>().unwrap();
+        let sum = table.iter().step_by(STEP).skip(n % 10).step_by(10).map(|&entry| u64::from(entry)).sum();
+        (sum, if measure { private() } else { 0 })
+    }
+    fn private() -> u64 {
+        let rollup = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
+        let kilobytes = |line: &str| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap();
+        rollup.lines().filter(|line| line.starts_with("Private_")).map(kilobytes).sum()
+    }
+    undisturbed(|| async {
+        let zygote = default_zygote().unwrap().preload(make, ()).await.unwrap();
+        let mut tasks = tokio::task::JoinSet::<Result<(u64, u64), Error>>::new();
+        let (mut sums, mut most) = (0, 0);
+        for n in 0..1000 {
+            if tasks.len() == 8 {
+                let (sum, own) = tasks.join_next().await.unwrap().unwrap().unwrap();
+                (sums, most) = (sums + sum, most.max(own));
+            }
+            tasks.spawn(zygote.run_in_process(read, (n, n % 50 == 0)));
+        }
+        while let Some(outcome) = tasks.join_next().await {
+            let (sum, own) = outcome.unwrap().unwrap();
+            (sums, most) = (sums + sum, most.max(own));
+        }
+        let once = (STEPS * (STEPS + 1) / 2) as u64;
+        assert_eq!(sums, 100 * once);
+        println!("a task has at most {most} kB of its own");
+        assert!((1..4 << 10).contains(&most), "{most} kB of its own");
     });
 }
 
