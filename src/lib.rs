@@ -42,6 +42,11 @@ pub mod test_support {
         });
     }
 
+    /// Has workers announce no task that nobody looks at before its outcome, as when there is much to do.
+    pub fn announce_less() {
+        crate::parent::dispatch::ALWAYS_QUIET.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+
     /// What the parent does with a result's bytes.
     #[cfg(fuzzing)]
     pub fn read_value(bytes: &[u8]) {

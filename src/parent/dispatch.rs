@@ -2,7 +2,11 @@
 
 use std::{
     io,
-    sync::Arc,
+    num::NonZeroUsize,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -41,6 +45,14 @@ pub(super) struct Prepared {
     pub(super) announce: bool,
 }
 
+/// For tests: as if there were much to do.
+pub(crate) static ALWAYS_QUIET: AtomicBool = AtomicBool::new(false);
+
+fn processors() -> usize {
+    static COUNT: OnceLock<usize> = OnceLock::new();
+    *COUNT.get_or_init(|| std::thread::available_parallelism().map_or(1, NonZeroUsize::get))
+}
+
 /// A task that lost so many warm workers before it began orders one of its own.
 const MOST_WARM: usize = 3;
 
@@ -51,7 +63,13 @@ impl Prepared {
 
     /// Nobody looks at this task before its outcome: where the kernel says whether a job was read, its worker need not
     /// say that it begins, and the caller is woken once.
+    ///
+    /// That saves work where there is much to do. Where there is not, the caller's processor sleeps, and wakes up while the
+    /// task runs if its worker says that it begins: then it is there when the result comes.
     pub(super) fn job_may_be_quiet(&mut self) {
+        if self.zygote.0.busy() < processors() && !ALWAYS_QUIET.load(Ordering::Relaxed) {
+            return;
+        }
         // A timeout counts from the start of execution.
         if self.job.limits.running.is_some() || self.job.gives_away || !socket::knows_what_is_read() {
             return;

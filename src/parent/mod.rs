@@ -9,7 +9,7 @@ mod capabilities;
 mod config;
 mod conversation;
 mod decode;
-mod dispatch;
+pub(crate) mod dispatch;
 mod driver;
 #[cfg(feature = "tracing")]
 mod events;
