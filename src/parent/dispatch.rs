@@ -13,6 +13,7 @@ use std::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
+    contain::Contain,
     line::{Job, Line},
     link::Link,
     metrics::{Outcome, Stage},
@@ -43,6 +44,8 @@ pub(super) struct Prepared {
     pub(super) queue_timeout: Option<Duration>,
     /// Whether the parent wants to know the worker's pid while it lives.
     pub(super) announce: bool,
+    /// Where its worker is to have a control group.
+    pub(super) cgroup: Option<Contain>,
 }
 
 /// For tests: as if there were much to do.
@@ -128,7 +131,9 @@ impl Prepared {
         let asked = Instant::now();
         let permit = self.admit().await?;
         counters.took(Stage::Queued, asked.elapsed());
-        let line = match if tries < MOST_WARM { self.take_warm(permit)? } else { Err(permit) } {
+        // A warm worker has its job sooner than a zygote with much to do has the order before it.
+        let in_order = self.cgroup.as_ref().is_none_or(|cgroup| cgroup.tell(&self.zygote.0.lineage));
+        let line = match if tries < MOST_WARM && in_order { self.take_warm(permit)? } else { Err(permit) } {
             Ok(line) => line,
             Err(permit) => self.order(permit)?,
         };
@@ -162,6 +167,10 @@ impl Prepared {
             (worker, spare)
         };
         let id = worker.id;
+        if let Some(cgroup) = &self.cgroup {
+            // Another one than was told, if a zygote was replaced just now.
+            cgroup.tell_one(&spare.link);
+        }
         let sockets = (spare.socket, spare.theirs);
         if self.announce {
             // If the zygote is gone, the driver will see it.
@@ -181,6 +190,9 @@ impl Prepared {
         // Before the order: the answer finds its record.
         let kept = (!sys::SENT_FDS_ARE_SAFE).then(|| theirs.clone());
         let link = inner.lineage.link();
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.tell_one(&link);
+        }
         let record = Record::new(
             worker.clone(),
             self.job.limits,

@@ -14,7 +14,7 @@ use std::{
 use tokio::sync::{Notify, watch};
 
 use crate::{
-    sys::{self, signal, socket},
+    sys::{self, cgroup, signal, socket},
     wire::control::{Order, OrderBytes},
 };
 
@@ -27,6 +27,8 @@ pub(super) struct Link {
     /// Wakes the driver to send on what did not go at once.
     pub(super) has_unsent: Notify,
     closed: AtomicBool,
+    /// The directories of control groups that the zygote was told of.
+    contained: Mutex<Vec<Contained>>,
     /// The driver has heard the last of it.
     ended: watch::Sender<bool>,
 }
@@ -38,12 +40,19 @@ struct Unsent {
     fds: Vec<Arc<OwnedFd>>,
 }
 
+#[derive(Debug)]
+struct Contained {
+    dir: cgroup::Id,
+    heard: bool,
+}
+
 impl Link {
     /// `rope` came with `Ready`.
     pub(super) fn new(socket: OwnedFd, rope: Option<OwnedFd>) -> Self {
         let closed = AtomicBool::new(false);
         let ended = watch::Sender::new(false);
-        Self { socket, _rope: rope, unsent: Mutex::default(), has_unsent: Notify::new(), closed, ended }
+        let (unsent, contained) = (Mutex::default(), Mutex::default());
+        Self { socket, _rope: rope, unsent, has_unsent: Notify::new(), closed, contained, ended }
     }
 
     pub(super) fn socket(&self) -> BorrowedFd<'_> {
@@ -76,6 +85,27 @@ impl Link {
         unsent.push_back(Unsent { bytes, sent, fds });
         self.has_unsent.notify_one();
         Ok(())
+    }
+
+    /// Tells of a directory of control groups, once. Says whether the zygote has heard it: before that a worker that was
+    /// sent its job by another way may have ended.
+    pub(super) fn contain(&self, dir: cgroup::Id, fd: &Arc<OwnedFd>) -> bool {
+        let mut contained = self.contained.lock().unwrap_or_else(PoisonError::into_inner);
+        if !contained.iter().any(|told| told.dir == dir) {
+            if self.send(Order::Contain, &[fd]).is_err() {
+                return false;
+            }
+            contained.push(Contained { dir, heard: false });
+        }
+        let Some(told) = contained.iter_mut().find(|told| told.dir == dir) else { return false };
+        told.heard = told.heard || self.has_read_all();
+        told.heard
+    }
+
+    /// What it has read it obeys before it does anything else.
+    fn has_read_all(&self) -> bool {
+        let unsent = self.unsent.lock().unwrap_or_else(PoisonError::into_inner);
+        unsent.is_empty() && socket::knows_what_is_read() && socket::all_is_read(self.socket.as_raw_fd())
     }
 
     pub(super) fn is_closed(&self) -> bool {

@@ -7,6 +7,7 @@
 mod bare;
 mod capabilities;
 mod config;
+mod contain;
 mod conversation;
 mod decode;
 pub(crate) mod dispatch;

@@ -15,6 +15,7 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
+    contain::Contain,
     decode,
     dispatch::{Prepared, Tries},
     init::default_zygote,
@@ -210,6 +211,38 @@ impl Task {
         self
     }
 
+    /// A directory of control groups (cgroup version 2, cgroups(7)) that was delegated to this program: in it the task's
+    /// process has a group of its own, and when it has ended, in whatever way, all that it started is killed and the group
+    /// is removed. Without this that is so for its process group only, which a process can leave (setsid(2)).
+    ///
+    /// It holds, too, when your program is killed. Should both zygotes be killed at once, nobody empties the groups of what
+    /// runs then. The absolute path of a directory that the worker may write to; Linux 5.14. A worker takes some 0.1 ms
+    /// more. Default: none.
+    ///
+    /// ```no_run
+    /// # use tokio_run_in_process::{Task, block_on};
+    /// async fn shell(command: String) -> i32 {
+    ///     let status = tokio::process::Command::new("sh").args(["-c", &command]).status().await;
+    ///     status.ok().and_then(|status| status.code()).unwrap_or(-1)
+    /// }
+    ///
+    /// # block_on(async {
+    /// // A service of systemd with `Delegate=yes`, say.
+    /// let task = Task::new().cgroup("/sys/fs/cgroup/system.slice/my.service/tasks");
+    /// task.run(shell, "setsid sleep 1000 &".to_owned()).await?; // the sleep ends with it
+    /// # Ok::<(), tokio_run_in_process::Error>(())
+    /// # }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// A path that is not absolute makes the task fail with [`Error::InvalidOption`]; a directory that is not there or is
+    /// none of control groups, and a group that cannot be made or joined, with [`Error::Spawn`].
+    pub fn cgroup(mut self, dir: impl AsRef<Path>) -> Self {
+        self.options.cgroup = Some(OsString::from(dir.as_ref()));
+        self
+    }
+
     /// Its standard input. Default [`Stdio::null`].
     pub fn stdin(mut self, stdin: impl Into<Stdio>) -> Self {
         self.stdio[0] = Some(stdin.into());
@@ -311,6 +344,8 @@ impl Task {
         if !inner.modules.contain(entry.address()) {
             return Err(Error::UnknownCode { task: task() });
         }
+        let cgroup = self.options.cgroup.as_deref().map(Contain::new).transpose();
+        let cgroup = cgroup.map_err(|(step, source)| Error::Spawn { task: task(), step, source: Arc::new(source) })?;
         let kept = usize::try_from(self.output_limit).unwrap_or(usize::MAX);
         let (replaced, mut fds, pipes) = stdio::open(&self.stdio, &inner.null, kept).map_err(|e| Error::Spawn {
             task: task(),
@@ -352,6 +387,7 @@ impl Task {
             queue_timeout: self.queue_timeout,
             // An error of a task that is cut names its pid.
             announce: self.timeout.is_some(),
+            cgroup,
             zygote,
         };
         Ok((prepared, pipes))
@@ -370,6 +406,9 @@ impl Task {
         }
         if let Some(dir) = self.options.current_dir.as_ref().filter(|dir| dir.as_bytes().contains(&0)) {
             return Err(format!("the directory {dir:?} contains a zero byte"));
+        }
+        if let Some(dir) = self.options.cgroup.as_ref().filter(|dir| !Path::new(dir).is_absolute()) {
+            return Err(format!("{dir:?} is not the absolute path of a directory of control groups"));
         }
         if self.stdio[0].as_ref().is_some_and(Stdio::is_traced) {
             return Err("stdin has no lines to trace: only stdout and stderr can be `Stdio::traced`".to_owned());

@@ -7,6 +7,7 @@
 
 pub(crate) mod arm;
 pub(crate) mod caps;
+pub(crate) mod cgroup;
 pub(crate) mod env;
 pub(crate) mod fd;
 pub(crate) mod memory;

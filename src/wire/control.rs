@@ -24,6 +24,8 @@ pub(crate) enum Order {
     ForkZygote { watched: bool },
     /// Run the user's function, whose job comes on the socket that comes along.
     Preload,
+    /// From now on workers may have a control group in the directory that comes along: it ends with its worker.
+    Contain,
 }
 
 /// What a worker builds before its job is known.
@@ -43,6 +45,7 @@ const SIGNAL: u32 = 2;
 const FORK_ZYGOTE: u32 = 3;
 const ANNOUNCE: u32 = 4;
 const PRELOAD: u32 = 5;
+const CONTAIN: u32 = 6;
 
 impl Order {
     pub(crate) fn encode(self) -> OrderBytes {
@@ -55,6 +58,7 @@ impl Order {
             Self::Signal { worker, signal, group } => (SIGNAL, u32::from(group), worker.0, signal.number()),
             Self::ForkZygote { watched } => (FORK_ZYGOTE, u32::from(watched), 0, 0),
             Self::Preload => (PRELOAD, 0, 0, 0),
+            Self::Contain => (CONTAIN, 0, 0, 0),
         };
         let mut bytes = [0; ORDER_SIZE];
         bytes[0..4].copy_from_slice(&tag.to_le_bytes());
@@ -75,6 +79,7 @@ impl Order {
             ANNOUNCE => Ok(Self::Announce { worker }),
             SIGNAL => Ok(Self::Signal { worker, signal: Signal::from(number), group: flag != 0 }),
             PRELOAD => Ok(Self::Preload),
+            CONTAIN => Ok(Self::Contain),
             FORK_ZYGOTE => Ok(Self::ForkZygote { watched: flag != 0 }),
             tag => Err(UnknownTag(tag)),
         }
@@ -83,7 +88,7 @@ impl Order {
     /// How many descriptors come with it.
     pub(crate) fn fds(self) -> usize {
         match self {
-            Self::Fork { .. } | Self::Preload => 1,
+            Self::Fork { .. } | Self::Preload | Self::Contain => 1,
             Self::Signal { .. } | Self::Announce { .. } => 0,
             Self::ForkZygote { watched } => 1 + usize::from(watched),
         }

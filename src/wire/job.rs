@@ -48,6 +48,8 @@ pub(crate) struct Options {
     /// Variables to set, or (`None`) to remove.
     pub(crate) env: BTreeMap<OsString, Option<OsString>>,
     pub(crate) current_dir: Option<OsString>,
+    /// The directory in which the worker makes a control group for itself.
+    pub(crate) cgroup: Option<OsString>,
     /// Which of stdin, stdout, stderr are replaced, each by the next descriptor that came along.
     pub(crate) stdio: [bool; 3],
 }

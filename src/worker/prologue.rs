@@ -20,7 +20,7 @@ use super::{NAME, execute, farewell, host, pool};
 use crate::{
     model::{Failure, Signal, Terminal},
     sys::{
-        arm, env, fd, process, reserved,
+        arm, cgroup, env, fd, process, reserved,
         role::{self, Role},
         set_name,
         signal::{self, SignalSet},
@@ -47,8 +47,8 @@ pub(crate) fn handle_signals() -> io::Result<()> {
 }
 
 /// The whole life of a worker. Called in the child of the zygote's fork. `rehearse`: no task waits for it yet.
-/// `kept`: descriptors that a preload opened.
-pub(crate) fn main(job: OwnedFd, prepare: Prepare, rehearse: bool, kept: &[RawFd]) -> ! {
+/// `kept`: descriptors that a preload opened. `name`: of its control group, should its task ask for one.
+pub(crate) fn main(job: OwnedFd, prepare: Prepare, rehearse: bool, kept: &[RawFd], name: cgroup::Name) -> ! {
     role::set(Role::Worker);
     // The zygote's own descriptors go first: nothing of a worker's siblings or of the parent may outlive this line.
     let Ok(job) = fd::move_to(job, JOB_FD, true) else { process::exit(1) };
@@ -78,7 +78,7 @@ pub(crate) fn main(job: OwnedFd, prepare: Prepare, rehearse: bool, kept: &[RawFd
         // The parent is gone, or took the job back. Nobody waits for an answer.
         Err(_) => process::exit(0),
     };
-    let arguments = match task.apply().and_then(|()| task.arguments()) {
+    let arguments = match task.apply(name).and_then(|()| task.arguments()) {
         Ok(arguments) => arguments,
         Err(failure) => farewell::say(Terminal::Failed(failure)),
     };
@@ -173,14 +173,14 @@ impl Job {
     }
 
     /// Applies the task's options to this process.
-    fn apply(&mut self) -> Result<(), Failure> {
+    fn apply(&mut self, name: cgroup::Name) -> Result<(), Failure> {
         self.check_fds()?;
         let options = mem::take(&mut self.options);
         let lines = usize::from(self.header.host == Host::Pool);
         let ours = options.stdio.into_iter().filter(|&replaced| replaced).count() + lines;
         let later = self.fds.split_off(ours.min(self.fds.len()));
         let fds = mem::replace(&mut self.fds, later);
-        apply(options, fds, self.header.host)
+        apply(options, fds, self.header.host, name)
     }
 }
 
@@ -189,7 +189,14 @@ fn setup(what: &str, error: &io::Error) -> Failure {
 }
 
 /// Applies the task's options to this process.
-fn apply(options: Options, fds: Vec<OwnedFd>, host: Host) -> Result<(), Failure> {
+fn apply(options: Options, fds: Vec<OwnedFd>, host: Host, name: cgroup::Name) -> Result<(), Failure> {
+    if let Some(dir) = &options.cgroup {
+        let what = || format!("join a control group in {}", Path::new(dir).display());
+        cgroup::join(dir, name).map_err(|e| match e.raw_os_error() {
+            Some(errno) => Failure::Setup { what: what(), errno },
+            None => Failure::Setup { what: format!("{}: {e}", what()), errno: 0 },
+        })?;
+    }
     let mut fds = fds.into_iter();
     for (number, replace) in (0..).zip(options.stdio) {
         if replace {

@@ -49,6 +49,13 @@ impl Children {
         Some(self.0.swap_remove(at).1)
     }
 
+    pub(super) fn ids(&self) -> impl Iterator<Item = WorkerId> {
+        self.0.iter().filter_map(|&(_, child)| match child {
+            Child::Worker(worker) => Some(worker),
+            Child::Zygote => None,
+        })
+    }
+
     /// Whether it is a child that is known.
     pub(super) fn has(&self, pid: i32) -> bool {
         self.0.iter().any(|&(child, _)| child == pid)

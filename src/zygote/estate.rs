@@ -40,6 +40,8 @@ struct Unborn {
 const LOOKS: u32 = 2000;
 /// How long younger zygotes have to leave by themselves.
 const YOUNGER_LEAVE: Duration = Duration::from_millis(50);
+/// How long what was killed has to be gone from its control group.
+const GROUPS_LEAVE: Duration = Duration::from_millis(200);
 
 impl Estate {
     /// Whether there is something to look for again though nothing happens.
@@ -77,11 +79,21 @@ impl Zygote {
             let _ = process::signal_child(pid, Signal::KILL);
             let _ = process::reap(pid);
         }
-        for (_, entry) in self.estate.tables().flat_map(Table::entries) {
+        let mut workers: Vec<_> = self.children.ids().collect();
+        for (worker, entry) in self.estate.tables().flat_map(Table::entries) {
             // Not one that says only now that it is there: it finds its job socket closed.
             if let Entry::Alive(pid) = entry {
                 kill_worker(pid);
             }
+            workers.push(worker);
+        }
+        workers.into_iter().for_each(|worker| self.groups.end(worker));
+        for _ in 0..GROUPS_LEAVE.as_millis() {
+            if !self.groups.is_unsettled() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+            self.groups.settle();
         }
         process::exit(0)
     }
@@ -95,7 +107,10 @@ impl Zygote {
             match entry {
                 Entry::Alive(pid) => self.take_over(pid, worker),
                 // Its zygote may not have come to tell it. If it has, to be told twice does no harm.
-                Entry::Ended(pid, status, usage) => self.tell(Fact::Exited { worker, pid, status, usage }, None),
+                Entry::Ended(pid, status, usage) => {
+                    self.groups.end(worker);
+                    self.tell(Fact::Exited { worker, pid, status, usage }, None);
+                }
                 Entry::Unborn => unborn = Some(worker),
             }
         }

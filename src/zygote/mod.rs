@@ -8,5 +8,6 @@
 
 mod children;
 mod estate;
+mod groups;
 mod preload;
 pub(crate) mod serve;

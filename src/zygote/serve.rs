@@ -11,6 +11,7 @@ use std::{
 use super::{
     children::{Child, Children},
     estate::Estate,
+    groups::Groups,
     preload,
 };
 use crate::{
@@ -73,6 +74,7 @@ pub(super) struct Zygote {
     table: Option<Table>,
     /// What this one forked other zygotes for.
     pub(super) estate: Estate,
+    pub(super) groups: Groups,
     /// Tells this process, if it is stopped, that the program is gone.
     _bell: Option<OwnedFd>,
     /// What the parent was not told yet, because the control socket is full.
@@ -156,6 +158,7 @@ impl Zygote {
             kept,
             table,
             estate: Estate::default(),
+            groups: Groups::new(parent),
             _bell: bell,
             facts: VecDeque::new(),
             order: Vec::with_capacity(64 * ORDER_SIZE),
@@ -176,13 +179,16 @@ impl Zygote {
             if self.estate.is_unsettled() {
                 self.settle();
             }
+            if self.groups.is_unsettled() {
+                self.groups.settle();
+            }
             self.send_facts()?;
             // Unsent facts first: a zygote that read orders all the same could fill both directions and hang.
             let full = !self.facts.is_empty();
             let watch = self.watch.as_ref().map(AsRawFd::as_raw_fd);
             let limit = match full || self.spares.is_empty() {
                 false => Some(Duration::ZERO),
-                true => self.estate.is_unsettled().then_some(LOOKS_AGAIN),
+                true => (self.estate.is_unsettled() || self.groups.is_unsettled()).then_some(LOOKS_AGAIN),
             };
             // Each holds a descriptor until it is forked.
             let read = !full && self.spares.len() < MOST_SPARES;
@@ -220,6 +226,7 @@ impl Zygote {
             let child = self.children.remove(pid);
             if let Some(Child::Worker(worker)) = child {
                 let _ = process::signal_group(pid, Signal::KILL);
+                self.groups.end(worker);
                 // Before the reap, or this process might be killed between that and the fact: its ancestor tells it then.
                 if let Some(table) = &mut self.table {
                     match process::look_at_ended(pid) {
@@ -336,6 +343,12 @@ impl Zygote {
                     let _ = process::signal_child(pid, signal);
                 }
             }
+            Order::Contain => {
+                // At the limit of descriptors workers end as others do.
+                if let Some(dir) = self.next_fd()? {
+                    self.groups.add(dir);
+                }
+            }
             Order::Preload => {
                 if let Some(line) = self.next_fd()? {
                     let mut opened = preload::run(line);
@@ -374,7 +387,7 @@ impl Zygote {
                 table.is_born(slot, process::pid());
             }
             self.estate = Estate::default();
-            worker::main(job, prepare, then == Then::Rehearse, &self.kept)
+            worker::main(job, prepare, then == Then::Rehearse, &self.kept, self.groups.name(worker))
         });
         drop(job);
         match forked {

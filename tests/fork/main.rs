@@ -9,6 +9,7 @@ mod abort;
 mod answers;
 mod begun;
 mod bytes;
+mod cgroups;
 mod channels;
 mod denied;
 #[cfg(feature = "metrics")]
@@ -78,6 +79,7 @@ fn cases() -> Vec<Case> {
         abort::CASES,
         answers::CASES,
         begun::CASES,
+        cgroups::CASES,
         channels::CASES,
         #[cfg(feature = "smol")]
         channels::SMOL_CASES,
@@ -146,6 +148,7 @@ fn cases() -> Vec<Case> {
 /// What cases start as programs of their own.
 fn helpers() -> Vec<Case> {
     [
+        cgroups::HELPERS,
         faults_pids::HELPERS,
         faults_time::HELPERS,
         hygiene::HELPERS,

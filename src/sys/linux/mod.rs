@@ -1,5 +1,6 @@
 //! What is Linux's own. `macos/` exports the same functions.
 
+pub(super) mod cgroup;
 pub(super) mod memory;
 
 use std::{

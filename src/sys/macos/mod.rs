@@ -1,6 +1,7 @@
 //! What is macOS's own. `linux.rs` exports the same functions. Type-checked for Darwin in every check, and the paths
 //! it leads to run on Linux under `--cfg tokio_run_in_process_portable`; it has not been run on a Mac.
 
+pub(super) mod cgroup;
 pub(super) mod memory;
 
 use std::{
