@@ -39,6 +39,7 @@ step "forking tests, kernel with pidfd only" env TOKIO_RUN_IN_PROCESS_TEST_CAPS=
 step "forking tests, kernel without capabilities" env TOKIO_RUN_IN_PROCESS_TEST_CAPS=none "${forking[@]}"
 step "tests, portable build" env RUSTFLAGS="--cfg tokio_run_in_process_portable" "${portable[@]}"
 step "forking tests, panic=abort" panic_abort
+step "soak, two minutes" env TOKIO_RUN_IN_PROCESS_TEST_SOAK=120 "${forking[@]}" g108
 step "examples" ci/examples.sh
 step "lints, benchmark" cargo clippy --package table --package peers -- -D warnings
 step "benchmark, a few iterations" env BENCH_QUICK=1 cargo bench
