@@ -213,8 +213,9 @@ fn stat(pid: u32) -> Option<(char, u32)> {
     Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
 }
 
+/// A process that is being reaped has none any more.
 pub(crate) fn parent_of(pid: u32) -> Option<u32> {
-    stat(pid).map(|(_, parent)| parent)
+    stat(pid).map(|(_, parent)| parent).filter(|&parent| parent != 0)
 }
 
 /// Whether a process is there and not a zombie.
