@@ -91,15 +91,15 @@ impl Link {
     /// sent its job by another way may have ended.
     pub(super) fn contain(&self, dir: cgroup::Id, fd: &Arc<OwnedFd>) -> bool {
         let mut contained = self.contained.lock().unwrap_or_else(PoisonError::into_inner);
-        if !contained.iter().any(|told| told.dir == dir) {
-            if self.send(Order::Contain, &[fd]).is_err() {
-                return false;
-            }
+        if let Some(told) = contained.iter_mut().find(|told| told.dir == dir) {
+            told.heard = told.heard || self.has_read_all();
+            return told.heard;
+        }
+        if self.send(Order::Contain, &[fd]).is_ok() {
             contained.push(Contained { dir, heard: false });
         }
-        let Some(told) = contained.iter_mut().find(|told| told.dir == dir) else { return false };
-        told.heard = told.heard || self.has_read_all();
-        told.heard
+        // It has hardly read it by now; the next one asks.
+        false
     }
 
     /// What it has read it obeys before it does anything else.
@@ -164,9 +164,7 @@ impl Link {
         drop(unsent);
         socket::shutdown(&self.socket, std::net::Shutdown::Both);
     }
-}
 
-impl Link {
     /// Tells the zygote that it is not needed any more. What it still says is heard.
     pub(super) fn finish(&self) {
         socket::shutdown(&self.socket, std::net::Shutdown::Write);

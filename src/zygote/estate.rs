@@ -145,8 +145,7 @@ impl Zygote {
     /// forks none for a process that is being killed, so one that is not here by now will not be.
     fn has_strangers(&self) -> bool {
         let Some(children) = process::children() else { return true };
-        let known = |pid: i32| self.children.has(pid);
-        !children.into_iter().all(known)
+        children.into_iter().any(|pid| !self.children.has(pid))
     }
 
     /// Tells the parent of a worker, now or as soon as it is known.

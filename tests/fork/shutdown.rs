@@ -47,18 +47,21 @@ impl Family {
     }
 }
 
+/// A shutdown that has begun: no task starts from here on.
+fn being_shut_down(zygote: &Zygote) -> tokio::task::JoinHandle<usize> {
+    let zygote = zygote.clone();
+    let mut end = Box::pin(async move { zygote.shutdown(Duration::from_secs(60)).await });
+    assert!(poll_once(&mut end).is_pending());
+    tokio::spawn(end)
+}
+
 fn tasks_under_way_may_finish() {
     let zygote = Zygote::builder().start().unwrap();
     multi_thread().block_on(async {
         let (mut go, wait) = channel().unwrap();
         let process = zygote.open_in_process(patient, wait).await.unwrap();
         let family = Family::of(&zygote);
-        let mut end = Box::pin({
-            let zygote = zygote.clone();
-            async move { zygote.shutdown(Duration::from_secs(60)).await }
-        });
-        assert!(poll_once(&mut end).is_pending());
-        let end = tokio::spawn(end);
+        let end = being_shut_down(&zygote);
         assert!(matches!(zygote.run_in_process(async || 1, ()).await, Err(Error::ShutDown)));
         assert!(matches!(zygote.open_in_process(async || 1, ()).await, Err(Error::ShutDown)));
         assert!(!end.is_finished());
@@ -112,12 +115,7 @@ fn a_pool_is_shut_down_with_its_zygote() {
         let (mut go, wait) = channel().unwrap();
         let task = pool.open(patient, wait).await.unwrap();
         let family = Family::of(&zygote);
-        let mut end = Box::pin({
-            let zygote = zygote.clone();
-            async move { zygote.shutdown(Duration::from_secs(60)).await }
-        });
-        assert!(poll_once(&mut end).is_pending());
-        let end = tokio::spawn(end);
+        let end = being_shut_down(&zygote);
         assert!(matches!(pool.run(async || 1, ()).await, Err(Error::ShutDown)));
         go.send(()).await.unwrap();
         assert_eq!(task.wait().await.unwrap(), 42);
