@@ -32,7 +32,9 @@ pub(super) struct Serving {
     pub(super) pid: u32,
     life: Life,
     since: Instant,
-    /// How many before this one had no time to do anything.
+    /// How many tasks of the handle had returned when it began.
+    returned: u64,
+    /// How many before this one came to nothing.
     setbacks: u32,
 }
 
@@ -47,8 +49,16 @@ enum Life {
 
 /// One that died sooner had no time to do anything.
 const SETBACK: Duration = Duration::from_millis(10);
+/// One that lived as long is part of no crash loop, even if it had nothing to do.
+const SETTLED: Duration = Duration::from_millis(250);
 /// The longest wait between two tries.
 const LONGEST: Duration = Duration::from_secs(1);
+
+/// Whether a zygote that lived so long came to nothing. Not by its age alone: on a busy machine one that dies at its first
+/// step may be tens of milliseconds old.
+fn is_setback(age: Duration, returned: bool) -> bool {
+    age < SETBACK || (!returned && age < SETTLED)
+}
 
 /// How long to wait before the next zygote is forked, after so many that came to nothing.
 fn delay(setbacks: u32) -> Duration {
@@ -139,12 +149,14 @@ impl Lineage {
         self.life() == Life::Up && !self.link().is_closed()
     }
 
-    /// The zygote that served is gone. Says how long to wait before the next one is forked.
-    pub(super) fn is_down(&self) -> Duration {
+    /// The zygote that served is gone, and so many tasks of the handle returned up to now. Says how long to wait before the
+    /// next one is forked.
+    pub(super) fn is_down(&self, returned: u64) -> Duration {
         let mut wait = Duration::ZERO;
         self.serving.send_modify(|serving| {
             serving.life = Life::Down;
-            serving.setbacks = if serving.since.elapsed() < SETBACK { serving.setbacks + 1 } else { 0 };
+            let setback = is_setback(serving.since.elapsed(), returned != serving.returned);
+            serving.setbacks = if setback { serving.setbacks + 1 } else { 0 };
             wait = delay(serving.setbacks);
         });
         wait
@@ -168,9 +180,9 @@ impl Lineage {
         self.changed.notify_all();
     }
 
-    /// Another one serves from now on.
-    pub(super) fn succeed(&self, next: Serving) {
-        self.serving.send_modify(|serving| *serving = Serving { setbacks: serving.setbacks, ..next });
+    /// Another one serves from now on. So many tasks returned before it.
+    pub(super) fn succeed(&self, next: Serving, returned: u64) {
+        self.serving.send_modify(|serving| *serving = Serving { returned, setbacks: serving.setbacks, ..next });
     }
 
     /// Waits until another zygote serves than the one of this link. `false` if there will be none, or not in time.
@@ -191,7 +203,7 @@ impl Lineage {
 impl Serving {
     pub(super) fn new(launched: Launched) -> Self {
         let pid = launched.pid.unsigned_abs();
-        Self { link: Arc::new(launched.link), pid, life: Life::Up, since: Instant::now(), setbacks: 0 }
+        Self { link: Arc::new(launched.link), pid, life: Life::Up, since: Instant::now(), returned: 0, setbacks: 0 }
     }
 }
 
@@ -228,5 +240,12 @@ mod tests {
         assert_eq!(delay(0), Duration::ZERO);
         assert_eq!([1, 2, 3].map(delay), [2, 4, 8].map(Duration::from_millis));
         assert_eq!(delay(40), LONGEST);
+    }
+
+    #[test]
+    fn a_zygote_came_to_nothing_if_it_died_at_once_or_young_without_a_result() {
+        let setback = |millis, returned| is_setback(Duration::from_millis(millis), returned);
+        assert_eq!([5, 50, 300].map(|age| setback(age, false)), [true, true, false]);
+        assert_eq!([5, 50, 300].map(|age| setback(age, true)), [true, false, false]);
     }
 }

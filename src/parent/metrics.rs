@@ -185,6 +185,10 @@ impl Counters {
         .increment(1);
     }
 
+    pub(super) fn returned(&self) -> u64 {
+        self.finished[Outcome::Returned as usize].load(Relaxed)
+    }
+
     fn latency(&self, stage: Stage) -> Latency {
         let buckets = &self.stages[stage as usize];
         Latency {

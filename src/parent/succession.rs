@@ -37,7 +37,7 @@ impl Driver {
             }
             inner.counters.zygotes_lost.fetch_add(1, Relaxed);
             // Before anything else is done: whoever waits for the next one must not take this one for it.
-            let wait = inner.lineage.is_down();
+            let wait = inner.lineage.is_down(inner.counters.returned());
             self.spawn(self.recover(Arc::downgrade(inner), wait));
         }
         for inner in family.iter().filter(|inner| Arc::ptr_eq(&inner.lineage.ancestor().link, link)) {
@@ -117,7 +117,7 @@ impl Driver {
         if self.serve(&next.link, Arc::downgrade(inner)).is_err() {
             return false;
         }
-        inner.lineage.succeed(next);
+        inner.lineage.succeed(next, inner.counters.returned());
         true
     }
 }

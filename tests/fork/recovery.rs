@@ -30,6 +30,7 @@ crate::cases![
     e61_both_dead_the_ancestor_first,
     e63_a_stopped_zygote_disturbs_nothing_that_runs,
     e61_a_crash_loop_is_seen_and_ends,
+    e61_a_slow_crash_loop_is_seen_and_ends,
     e61_what_escaped_from_a_worker_is_reaped_and_let_alone,
 ];
 
@@ -576,6 +577,15 @@ fn e63_a_stopped_zygote_disturbs_nothing_that_runs() {
 }
 
 fn e61_a_crash_loop_is_seen_and_ends() {
+    kill_each_at(Duration::ZERO);
+}
+
+/// As late as the first step of a zygote may come on a busy machine.
+fn e61_a_slow_crash_loop_is_seen_and_ends() {
+    kill_each_at(Duration::from_millis(20));
+}
+
+fn kill_each_at(age: Duration) {
     let zygote = Zygote::builder().warm(0).start().unwrap();
     multi_thread().block_on(async {
         works(&zygote).await;
@@ -583,9 +593,9 @@ fn e61_a_crash_loop_is_seen_and_ends() {
         let start = Instant::now();
         let mut killed = std::collections::BTreeSet::new();
         while start.elapsed() < Duration::from_secs(2) {
-            // Each dies as soon as it is there.
             for child in children(ancestor.pid) {
                 if is_alive(child) {
+                    tokio::time::sleep(age).await;
                     Life::try_of(child).inspect(|life| life.kill());
                     killed.insert(child);
                 }
@@ -593,7 +603,7 @@ fn e61_a_crash_loop_is_seen_and_ends() {
         }
         // It waits longer and longer: two thousand milliseconds have room for eleven doublings, and some did not come up.
         println!("{} were killed", killed.len());
-        assert!(killed.len() < 60, "{}", killed.len());
+        assert!(killed.len() < 20, "{}", killed.len());
         works(&zygote).await;
         assert!((1..=killed.len() as u64).contains(&zygote.metrics().zygotes_lost));
     });
