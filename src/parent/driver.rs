@@ -277,11 +277,12 @@ pub(super) async fn wait_for_pidfd(pidfd: OwnedFd) -> ExitStatus {
         return ExitStatus::Unknown;
     }
     // Readable is not yet reaped: init does that in its own time, and only then is the status there.
-    for _ in 0..100 {
+    for look in 0..11 {
         if let Some(status) = process::exit_of_pidfd(&pipe) {
             return status;
         }
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        // About a second in all.
+        tokio::time::sleep(Duration::from_millis(1 << look.min(8))).await;
     }
     ExitStatus::Unknown
 }

@@ -259,19 +259,29 @@ impl Patients {
     }
 }
 
-/// The next tasks work.
+/// The next tasks work, and their exits are reported.
 async fn works(zygote: &Zygote) {
+    works_and(zygote, inherits()).await;
+}
+
+/// The same where both of its zygotes may have died a moment ago. A warm worker of theirs may have done it: init reaps that in
+/// its own time.
+async fn works_anyhow(zygote: &Zygote) {
+    works_and(zygote, false).await;
+}
+
+async fn works_and(zygote: &Zygote, reported: bool) {
     for n in 0..2 {
         assert_eq!(soon("run", zygote.run_in_process(async |n: u8| n, n)).await.unwrap(), n);
         let process = match soon("open", zygote.open_in_process(async |n: u8| n, n)).await {
             // It was with a zygote that was dying, and nobody else knows its pid.
-            Err(Error::ZygoteLost { started: Some(true), .. }) if !inherits() => continue,
+            Err(Error::ZygoteLost { started: Some(true), .. }) if !reported => continue,
             opened => opened.unwrap(),
         };
         assert_eq!(soon("wait", process.wait()).await.unwrap(), n);
         let (status, usage) = soon("an exit", process.exited()).await;
         // It may have been with a worker of one that was dying.
-        assert!(status.success() && usage.is_some() || !inherits(), "{status:?} {usage:?}");
+        assert!(status.success() && usage.is_some() || !reported, "{status:?} {usage:?}");
     }
 }
 
@@ -346,7 +356,7 @@ fn e61_a_handle_lives_on_when_the_one_it_recovered_from_is_dropped() {
         before.ancestor.kill();
         before.serving.kill();
         eventually("they are gone", || before.ancestor.is_over() && before.serving.is_over()).await;
-        works(&second).await;
+        works_anyhow(&second).await;
         works(&first).await;
         let patients = Patients::begin(&second, "recovered").await;
         drop(first);
