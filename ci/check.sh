@@ -16,6 +16,7 @@ step() { # headline, command ...
 
 # Flags that change the whole build get a target folder of their own, so that no run rebuilds for another.
 forking=(cargo test --all-features --test fork)
+huge_text=(cargo test --all-features --test fork --target-dir target/huge)
 portable=(cargo test --all-features --target-dir target/portable)
 # Not by a profile: Cargo builds tests to unwind whatever `panic` their profile asks for.
 abort=(cargo test --all-features --test fork --target-dir target/abort -- in_an_abort_build)
@@ -37,6 +38,7 @@ step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --all-fe
 step "forking tests, without warm workers" env TOKIO_RUN_IN_PROCESS_TEST_WARM=off "${forking[@]}"
 step "forking tests, kernel with pidfd only" env TOKIO_RUN_IN_PROCESS_TEST_CAPS=pidfd "${forking[@]}"
 step "forking tests, kernel without capabilities" env TOKIO_RUN_IN_PROCESS_TEST_CAPS=none "${forking[@]}"
+step "forking tests, code on huge pages" env RUSTFLAGS="-C link-arg=-Wl,-z,max-page-size=0x200000" "${huge_text[@]}"
 step "tests, portable build" env RUSTFLAGS="--cfg tokio_run_in_process_portable" "${portable[@]}"
 step "forking tests, panic=abort" panic_abort
 step "soak, two minutes" env TOKIO_RUN_IN_PROCESS_TEST_SOAK=120 "${forking[@]}" g108

@@ -43,6 +43,9 @@ pub struct Capabilities {
     /// Memory can be sealed (`memfd_create(2)`), Linux 3.17. Without: a [`Shared`](crate::Shared) is shared memory of
     /// which workers get a descriptor that cannot write.
     pub sealed_memory: bool,
+    /// The zygote's code is on huge pages: feature `huge-text`, in a program that was linked for it (see the README). Without:
+    /// forks take longer, most of all in a program that is linked statically.
+    pub huge_text: bool,
 }
 
 impl Zygote {
@@ -57,6 +60,7 @@ impl Zygote {
             refuses_descriptors: has(Capability::RefuseFds),
             sees_unread_jobs: has(Capability::Unread),
             sealed_memory: has(Capability::Seals),
+            huge_text: self.0.lineage.has_huge_text(),
         }
     }
 }
@@ -73,6 +77,7 @@ impl fmt::Display for Capabilities {
             ("refuses_descriptors", self.refuses_descriptors),
             ("sees_unread_jobs", self.sees_unread_jobs),
             ("sealed_memory", self.sealed_memory),
+            ("huge_text", self.huge_text),
         ];
         for (n, (name, there)) in all.into_iter().enumerate() {
             let space = if n == 0 { "" } else { ", " };

@@ -39,6 +39,7 @@ use crate::{
 pub(super) struct Launched {
     pub(super) link: Link,
     pub(super) pid: i32,
+    pub(super) huge_text: bool,
 }
 
 /// Forks a zygote, with the ancestor that can fork the next one: from this process, or from one that is there.
@@ -183,7 +184,7 @@ fn wait_until_ready(control: OwnedFd, timeout: Duration) -> io::Result<Option<La
         }
     }
     match Fact::decode(&bytes).map_err(io::Error::other)? {
-        Fact::Ready { pid } => Ok(Some(Launched { link: Link::new(control, fds.pop()), pid })),
+        Fact::Ready { pid, huge_text } => Ok(Some(Launched { link: Link::new(control, fds.pop()), pid, huge_text })),
         fact => Err(io::Error::other(format!("{fact:?} where Ready was expected"))),
     }
 }

@@ -30,6 +30,7 @@ use crate::sys::{process, role};
 pub(super) struct Serving {
     pub(super) link: Arc<Link>,
     pub(super) pid: u32,
+    huge_text: bool,
     life: Life,
     since: Instant,
     /// How many tasks of the handle had returned when it began.
@@ -115,6 +116,10 @@ impl Lineage {
 
     pub(super) fn pid(&self) -> u32 {
         self.serving.borrow().pid
+    }
+
+    pub(super) fn has_huge_text(&self) -> bool {
+        self.serving.borrow().huge_text
     }
 
     pub(super) fn serves_by(&self, link: &Arc<Link>) -> bool {
@@ -203,7 +208,8 @@ impl Lineage {
 impl Serving {
     pub(super) fn new(launched: Launched) -> Self {
         let pid = launched.pid.unsigned_abs();
-        Self { link: Arc::new(launched.link), pid, life: Life::Up, since: Instant::now(), returned: 0, setbacks: 0 }
+        let (link, huge_text) = (Arc::new(launched.link), launched.huge_text);
+        Self { link, pid, huge_text, life: Life::Up, since: Instant::now(), returned: 0, setbacks: 0 }
     }
 }
 

@@ -170,10 +170,10 @@ pub(super) async fn fork_from(source: &Arc<Link>, timeout: Duration) -> io::Resu
         }
     };
     match race(ready, tokio::time::sleep(timeout)).await {
-        Either::First(Ok(Some((Fact::Ready { pid }, rope)))) => {
+        Either::First(Ok(Some((Fact::Ready { pid, huge_text }, rope)))) => {
             // No more is to be read here than that.
             drop(facts);
-            Ok(Some(Launched { link: Link::new(ours, rope), pid }))
+            Ok(Some(Launched { link: Link::new(ours, rope), pid, huge_text }))
         }
         Either::First(Err(e)) => Err(e),
         Either::First(Ok(_)) => Ok(None),

@@ -30,6 +30,8 @@ pub(crate) enum Capability {
     Seals = 1 << 7,
     /// `PR_SET_CHILD_SUBREAPER`: Linux 3.4.
     Subreaper = 1 << 8,
+    /// Huge pages that the program's code can be moved to. Found out by trying.
+    HugeText = 1 << 9,
 }
 
 /// A mask that lets everything through.

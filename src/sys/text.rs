@@ -8,7 +8,13 @@
 //!
 //! Nothing depends on it. Where the kernel is too old, or /proc is missing, workers fault.
 
-use std::{io, ops::Range, os::fd::AsFd, time::Duration};
+use std::{
+    io,
+    ops::Range,
+    os::fd::AsFd,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use super::{
     caps::{Capability, has},
@@ -21,21 +27,36 @@ use crate::model::Signal;
 /// A rehearsal takes a millisecond or two.
 const TOO_LONG: Duration = Duration::from_secs(1);
 
+/// Whether some of it was moved, by this process or one that it was forked from.
+static ON_HUGE_PAGES: AtomicBool = AtomicBool::new(false);
+
+pub(crate) fn is_on_huge_pages() -> bool {
+    ON_HUGE_PAGES.load(Ordering::Relaxed)
+}
+
+/// In a zygote that has no children yet: with the feature `huge-text`, puts the program's code on huge pages, if it was
+/// linked for that.
+pub(crate) fn move_to_huge_pages() {
+    if cfg!(feature = "huge-text") && has(Capability::HugeText) {
+        ON_HUGE_PAGES.store(os::huge::move_image(), Ordering::Relaxed);
+    }
+}
+
 /// In a zygote that has no children yet: lets its forks map the code that `rehearse` runs. `rehearse` runs in a child.
 pub(crate) fn map_at_fork(rehearse: impl FnOnce()) {
     if !has(Capability::TextAtFork) {
         return;
     }
-    let code = os::code_segments();
+    let code = os::text::code_segments();
     let Ok(pages) = pages_of(rehearse, &code) else { return };
     if pages.is_empty() {
         return;
     }
-    let copied: Vec<&Range<usize>> = code.iter().filter(|segment| os::copy_at_fork(segment).is_ok()).collect();
+    let copied: Vec<&Range<usize>> = code.iter().filter(|segment| os::text::copy_at_fork(segment).is_ok()).collect();
     for page in pages.chunks_exact(size_of::<usize>()) {
         let Ok(page) = page.try_into().map(usize::from_le_bytes) else { return };
         if copied.iter().any(|segment| segment.contains(&page)) {
-            os::map_page(page);
+            os::text::map_page(page);
         }
     }
 }
@@ -48,7 +69,7 @@ fn pages_of(rehearse: impl FnOnce(), code: &[Range<usize>]) -> io::Result<Vec<u8
         if let Some(rehearse) = child.take() {
             rehearse();
         }
-        let pages = code.iter().flat_map(|segment| os::mapped_pages(segment).unwrap_or_default());
+        let pages = code.iter().flat_map(|segment| os::text::mapped_pages(segment).unwrap_or_default());
         let bytes: Vec<u8> = pages.flat_map(usize::to_le_bytes).collect();
         let sent = socket::send_all(theirs.as_fd(), &bytes);
         process::exit(i32::from(sent.is_err()))

@@ -98,8 +98,8 @@ impl Order {
 /// What a zygote knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fact {
-    /// The zygote serves.
-    Ready { pid: i32 },
+    /// The zygote serves; its code is on huge pages if `huge_text`.
+    Ready { pid: i32, huge_text: bool },
     /// The worker was forked; a pidfd comes along if `pidfd`.
     Forked { worker: WorkerId, pid: i32, pidfd: bool },
     /// The worker could not be forked.
@@ -130,7 +130,7 @@ impl Fact {
     pub(crate) fn encode(self) -> FactBytes {
         let none = Usage::default();
         let (tag, number, worker, flag, usage) = match self {
-            Self::Ready { pid } => (READY, pid, 0, 0, none),
+            Self::Ready { pid, huge_text } => (READY, pid, 0, u32::from(huge_text), none),
             Self::Forked { worker, pid, pidfd } => (FORKED, pid, worker.0, u32::from(pidfd), none),
             Self::NotForked { worker, errno } => (NOT_FORKED, errno, worker.0, 0, none),
             Self::Exited { worker, pid, status, usage } => {
@@ -160,7 +160,7 @@ impl Fact {
         let usage = Usage { user_time, system_time, max_rss: fields.u64() };
         let last = fields.u32();
         match tag {
-            READY => Ok(Self::Ready { pid: number }),
+            READY => Ok(Self::Ready { pid: number, huge_text: last != 0 }),
             FORKED => Ok(Self::Forked { worker, pid: number, pidfd: last != 0 }),
             NOT_FORKED => Ok(Self::NotForked { worker, errno: number }),
             EXITED => Ok(Self::Exited { worker, pid: i32::try_from(last).unwrap_or(0), status: number, usage }),
@@ -221,7 +221,7 @@ mod tests {
         let usage =
             Usage { user_time: Duration::from_micros(3), system_time: Duration::from_secs(9), max_rss: 1 << 40 };
         for fact in [
-            Fact::Ready { pid: 1 },
+            Fact::Ready { pid: 1, huge_text: true },
             Fact::Forked { worker, pid: i32::MAX, pidfd: true },
             Fact::NotForked { worker, errno: 11 },
             Fact::Exited { worker, pid: i32::MAX, status: 0xff00, usage },

@@ -142,6 +142,7 @@ impl Zygote {
         sys::set_name(c"zygote");
         // One that was forked by another has it from there.
         if ancestor.is_none() {
+            text::move_to_huge_pages();
             text::map_at_fork(worker::rehearse);
         }
         // Its other end goes to the parent, which only keeps it.
@@ -165,7 +166,7 @@ impl Zygote {
             fds: VecDeque::new(),
             spares: VecDeque::new(),
         };
-        zygote.tell(Fact::Ready { pid: process::pid() }, rope);
+        zygote.tell(Fact::Ready { pid: process::pid(), huge_text: text::is_on_huge_pages() }, rope);
         Ok(zygote)
     }
 

@@ -27,6 +27,7 @@ mod harness;
 mod hostile_sockets;
 mod hostile_values;
 mod hosts;
+mod huge_text;
 mod hygiene;
 mod large;
 mod limits;
@@ -99,6 +100,7 @@ fn cases() -> Vec<Case> {
         hostile_sockets::CASES,
         hostile_values::CASES,
         hosts::CASES,
+        huge_text::CASES,
         hygiene::CASES,
         large::CASES,
         limits::CASES,

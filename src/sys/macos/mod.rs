@@ -1,8 +1,10 @@
-//! What is macOS's own. `linux.rs` exports the same functions. Type-checked for Darwin in every check, and the paths
+//! What is macOS's own. `linux/` exports the same functions. Type-checked for Darwin in every check, and the paths
 //! it leads to run on Linux under `--cfg tokio_run_in_process_portable`; it has not been run on a Mac.
 
 pub(super) mod cgroup;
+pub(super) mod huge;
 pub(super) mod memory;
+pub(super) mod text;
 
 use std::{
     ffi::CStr,
@@ -253,18 +255,3 @@ pub(crate) fn code_modules() -> CodeModules {
     };
     CodeModules((0..count).map(header).collect())
 }
-
-/// None: a fork here maps what the kernel likes.
-pub(super) fn code_segments() -> Vec<Range<usize>> {
-    Vec::new()
-}
-
-pub(super) fn mapped_pages(_segment: &Range<usize>) -> io::Result<Vec<usize>> {
-    Err(io::ErrorKind::Unsupported.into())
-}
-
-pub(super) fn copy_at_fork(_segment: &Range<usize>) -> io::Result<()> {
-    Err(io::ErrorKind::Unsupported.into())
-}
-
-pub(super) fn map_page(_page: usize) {}
