@@ -12,23 +12,24 @@
 //! | --- | --- |
 //! | `--save` | writes table and charts to `benches/results/` too |
 //! | `--many` | 5,000 living workers too |
-//! | `latency`, `throughput`, `large`, `standing`, `payload`, `choices` | only these sections |
+//! | `latency`, `throughput`, `large`, `standing`, `preload`, `payload`, `choices`, `images` | only these sections |
 //!
 //! `cargo test --benches`, `--test` and `BENCH_QUICK=1` run a few iterations without the other crates.
 //!
-//! Not here, because the library cannot do it yet: a zygote that preloaded memory, plain or in a sealed memfd; text on
-//! huge pages in a static build.
+//! `images` builds this program three times more, with its code on huge pages, static, and both.
 
 mod charts;
 mod choices;
 mod floor;
 mod growth;
 mod helper;
+mod images;
 mod latency;
 mod payload;
 mod peers;
 mod preload;
 mod report;
+mod serve;
 mod stats;
 mod svg;
 mod throughput;
@@ -104,7 +105,7 @@ struct Setting<'a> {
     many: bool,
 }
 
-const SECTIONS: [&str; 7] = ["latency", "throughput", "large", "standing", "preload", "payload", "choices"];
+const SECTIONS: [&str; 8] = ["latency", "throughput", "large", "standing", "preload", "payload", "choices", "images"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     if env::var_os(REEXEC).is_some() {
@@ -125,8 +126,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let ways = Ways::new()?;
     let mut floor = Floor::new(helpers, &ways, &plan)?;
+    if let Some(at) = env::args().position(|argument| argument == "--serve") {
+        return serve::serve(&env::args().nth(at + 1).unwrap_or_default(), &ways, &mut floor);
+    }
     let program = if quick { Err("not in a quick run".to_owned()) } else { peers::build() };
-    let peers = PEERS.iter().map(|(subject, ..)| Peer::start(&program, subject)).collect();
+    let peers = PEERS.iter().map(|(subject, ..)| Peer::start(&program, &[subject])).collect();
     let mut setting = Setting { ways: &ways, peers, many: told("--many") };
     let mut report = Report::default();
 
@@ -161,6 +165,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     if wanted("choices") {
         choices::run(&plan, &setting, &mut report)?;
+    }
+    if wanted("images") {
+        images::run(&plan, quick, &mut report);
     }
     if quick {
         println!("\nno verdict: a few iterations say nothing");

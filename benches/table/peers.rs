@@ -28,28 +28,34 @@ pub(crate) struct Peer {
 /// Builds the program that measures them, and says where it is.
 pub(crate) fn build() -> Result<PathBuf, String> {
     eprintln!("building the peers ...");
-    let output = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["build", "--release", "--package", "peers", "--message-format", "json-render-diagnostics"])
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    built(command.args(["build", "--release", "--package", "peers"]), "peers")
+}
+
+/// Runs a `cargo build`, and says where the program is.
+pub(crate) fn built(command: &mut Command, name: &str) -> Result<PathBuf, String> {
+    let output = command
+        .args(["--message-format", "json-render-diagnostics"])
         .current_dir(crate::ROOT)
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()
         .map_err(|error| format!("cargo does not run: {error}"))?;
     if !output.status.success() {
-        return Err(format!("cargo build --package peers: {}", output.status));
+        return Err(format!("cargo build of {name}: {}", output.status));
     }
     let output = String::from_utf8_lossy(&output.stdout);
     let mut paths = output.lines().filter_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        (message["target"]["name"] == "peers").then(|| message["executable"].as_str().map(PathBuf::from))?
+        (message["target"]["name"] == name).then(|| message["executable"].as_str().map(PathBuf::from))?
     });
-    paths.next_back().ok_or_else(|| "cargo did not say where the peers are".to_owned())
+    paths.next_back().ok_or_else(|| format!("cargo did not say where {name} is"))
 }
 
 impl Peer {
-    pub(crate) fn start(program: &Result<PathBuf, String>, subject: &str) -> Result<Self, String> {
+    pub(crate) fn start(program: &Result<PathBuf, String>, arguments: &[&str]) -> Result<Self, String> {
         let mut child = Command::new(program.as_ref().map_err(Clone::clone)?)
-            .arg(subject)
+            .args(arguments)
             // Cargo's; it would slow down what they execute.
             .env_remove("LD_LIBRARY_PATH")
             .stdin(Stdio::piped())

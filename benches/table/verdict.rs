@@ -34,7 +34,8 @@ pub(crate) fn print(report: &mut Report) {
     line(report, "", "warm, apart : ping-pong, p50 (aim 2)", ping, &AtMost(3.5));
     let cold = get(report, "cold:fork");
     line(report, "2", "cold, apart : raw fork, p50 (aim 1.8)", cold, &AtMost(2.2));
-    line(report, "", "the same with text on huge pages, static", None, &AtMost(1.4));
+    let static_cold = get(report, "static-huge cold");
+    line(report, "", "the same with code on huge pages, static, both of that image", static_cold, &AtMost(1.4));
     let (by_cold, by_warm) = (ratio(report, "tokio:fork", "cold:fork"), ratio(report, "tokio:fork", "warm:fork"));
     line(report, "3", "re-exec by tokio::process : cold, p50", by_cold, &AtLeast(4.0));
     line(report, "", "re-exec by tokio::process : warm, p50", by_warm, &AtLeast(12.0));
@@ -47,7 +48,11 @@ pub(crate) fn print(report: &mut Report) {
     let (eight, many) = (get(report, "warm@8:many"), get(report, "warm@64:many"));
     line(report, "4", "warm, 8 in flight : raw fork 1x16, tasks/s", eight, &AtLeast(0.5));
     line(report, "", "warm, 64 in flight : raw fork 1x16, tasks/s", many, &AtLeast(0.5));
-    line(report, "", "the same with text on huge pages, static", None, &AtLeast(0.6));
+    for in_flight in [8, 64] {
+        let rate = get(report, &format!("static-huge warm@{in_flight}"));
+        let what = format!("the same at {in_flight}, code on huge pages, static, of that image");
+        line(report, "", &what, rate, &AtLeast(0.6));
+    }
     line(report, "", "warm, apart: p99 : p50", ratio(report, "warm p99", "warm p50"), &AtMost(6.0));
     let dense = ratio(report, "pool-dense p50", "ping-dense p50");
     line(report, "5", "pool : ping-pong, both back to back, p50", dense, &AtMost(1.3));
