@@ -7,9 +7,8 @@ use crate::{
     Plan,
     peers::{Peer, built},
     report::Report,
-    serve::{COLD, FORK, WARM},
-    stats::{median, p50, show},
-    ways::{NONE, PAUSE},
+    serve::{COLD, SERVE, WARM},
+    stats::{median, show},
 };
 
 /// Two megabytes between the segments of the program.
@@ -24,27 +23,27 @@ const IMAGES: [(&str, &str, &[&str], bool); 4] = [
     ("static-huge", "static, code on huge pages", &[STATIC, APART], true),
 ];
 
-/// One build, and a process for each thing it is asked.
+/// One build.
 struct Image {
     key: &'static str,
     name: &'static str,
-    fork: Peer,
-    cold: Peer,
-    warm: Peer,
-    found: Vec<Round>,
+    program: Peer,
+    /// For each look, one for each round: what was measured, and its ratio to the raw fork of this image.
+    found: [Vec<(f64, f64)>; LOOKS.len()],
 }
 
-/// Ratios to the raw fork of the image's own, rates to its raw rate, and the time of a task in microseconds.
-struct Round {
-    warm: f64,
-    cold: f64,
-    cold_dense: f64,
-    cold_at_8: f64,
-    warm_at_8: f64,
-    warm_at_64: f64,
-    cold_micros: f64,
-    rate: f64,
-}
+/// Key, headline, and what is ordered: see [`serve`](crate::serve).
+const LOOKS: [(&str, &str, &str, &str); 7] = [
+    ("warm", "warm", "apart", WARM),
+    ("cold", "cold", "apart", COLD),
+    ("warm dense", "warm b2b", "dense", WARM),
+    ("cold dense", "cold b2b", "dense", COLD),
+    ("cold@8", "cold, 8", "rate 8", COLD),
+    ("warm@8", "warm, 8", "rate 8", WARM),
+    ("warm@64", "warm, 64", "rate 64", WARM),
+];
+/// Those of which the figure itself is shown too: a cold task back to back, and eight at a time.
+const SHOWN: [usize; 2] = [3, 4];
 
 fn build(key: &str, flags: &[&str], huge: bool) -> Result<PathBuf, String> {
     eprintln!("building {key} ...");
@@ -61,46 +60,31 @@ fn build(key: &str, flags: &[&str], huge: bool) -> Result<PathBuf, String> {
 
 impl Image {
     fn new((key, name, flags, huge): (&'static str, &'static str, &[&str], bool)) -> Result<Self, String> {
-        let program = build(key, flags, huge);
-        let start = |subject| Peer::start(&program, &["--serve", subject]);
-        Ok(Self { key, name, fork: start(FORK)?, cold: start(COLD)?, warm: start(WARM)?, found: Vec::new() })
+        let program = match key {
+            "default" => env::current_exe().map_err(|error| error.to_string()),
+            _ => build(key, flags, huge),
+        };
+        let program = Peer::start(&program, &["--bench", SERVE])?;
+        Ok(Self { key, name, program, found: Default::default() })
     }
 
     fn measure(&mut self, plan: &Plan) -> Result<(), String> {
-        let (mut fork, mut cold, mut warm) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..plan.batch {
-            fork.extend(self.fork.latencies(1, PAUSE)?);
-            cold.extend(self.cold.latencies(1, PAUSE)?);
-            fork.extend(self.fork.latencies(1, PAUSE)?);
-            warm.extend(self.warm.latencies(1, PAUSE)?);
+        for ((.., kind, way), found) in LOOKS.iter().zip(&mut self.found) {
+            let order = match kind.split_once(' ') {
+                Some((kind, in_flight)) => format!("{kind} {way} {in_flight}"),
+                None if *kind == "dense" => format!("{kind} {way} {}", 8 * plan.batch),
+                None => format!("{kind} {way} {}", plan.batch),
+            };
+            match *self.program.ask(&order)?.as_slice() {
+                [measured, beside] => found.push((measured as f64, measured as f64 / beside as f64)),
+                _ => return Err("two numbers are wanted".to_owned()),
+            }
         }
-        let dense = [4 * plan.batch, 8 * plan.batch];
-        let fork_dense = p50(&self.fork.latencies(dense[0], NONE)?);
-        let cold_dense = p50(&self.cold.latencies(dense[1], NONE)?);
-        let fork_dense = f64::midpoint(fork_dense, p50(&self.fork.latencies(dense[0], NONE)?));
-        let mut beside = |peer: &mut Peer, in_flight| -> Result<(f64, f64), String> {
-            let before = self.fork.rate(16, plan.floor_time)?;
-            let rate = peer.rate(in_flight, plan.rate_time)?;
-            Ok((rate, rate / f64::midpoint(before, self.fork.rate(16, plan.floor_time)?)))
-        };
-        let (rate, cold_at_8) = beside(&mut self.cold, 8)?;
-        let (_, warm_at_8) = beside(&mut self.warm, 8)?;
-        let (_, warm_at_64) = beside(&mut self.warm, 64)?;
-        self.found.push(Round {
-            warm: p50(&warm) / p50(&fork),
-            cold: p50(&cold) / p50(&fork),
-            cold_dense: cold_dense / fork_dense,
-            cold_at_8,
-            warm_at_8,
-            warm_at_64,
-            cold_micros: cold_dense,
-            rate,
-        });
         Ok(())
     }
 
-    fn of(&self, of: impl Fn(&Round) -> f64) -> f64 {
-        median(&self.found.iter().map(of).collect::<Vec<_>>())
+    fn medians(&self, of: impl Fn(&(f64, f64)) -> f64) -> Vec<f64> {
+        self.found.iter().map(|found| median(&found.iter().map(&of).collect::<Vec<_>>())).collect()
     }
 }
 
@@ -124,27 +108,14 @@ pub(crate) fn run(plan: &Plan, quick: bool, report: &mut Report) {
             }
         }
     }
-    report.head(format!(
-        "{:<28} {:>7} {:>7} {:>7} {:>9} {:>9} {:>9} {:>10} {:>9}",
-        "the program, built", "warm", "cold", "dense", "cold 8", "warm 8", "warm 64", "dense us", "tasks/s"
-    ));
-    for image in images.iter().filter(|image| !image.found.is_empty()) {
-        let ratios = [
-            image.of(|round| round.warm),
-            image.of(|round| round.cold),
-            image.of(|round| round.cold_dense),
-            image.of(|round| round.cold_at_8),
-            image.of(|round| round.warm_at_8),
-            image.of(|round| round.warm_at_64),
-            image.of(|round| round.cold_micros),
-        ];
-        let [warm, cold, dense, cold_8, warm_8, warm_64, micros] = ratios.map(|ratio| show(Some(ratio)));
-        let rate = image.of(|round| round.rate);
-        report.line(format!(
-            "{:<28} {warm:>7} {cold:>7} {dense:>7} {cold_8:>9} {warm_8:>9} {warm_64:>9} {micros:>10} {rate:>9.0}",
-            image.name
-        ));
-        for (what, ratio) in ["warm", "cold", "dense", "cold@8", "warm@8", "warm@64"].into_iter().zip(ratios) {
+    let heads: String = LOOKS.iter().map(|(_, head, ..)| format!(" {head:>8}")).collect();
+    report.head(format!("{:<28}{heads} {:>8} {:>8}", "the program, built", "b2b us", "tasks/s"));
+    for image in images.iter().filter(|image| image.found.iter().all(|found| !found.is_empty())) {
+        let (ratios, figures) = (image.medians(|found| found.1), image.medians(|found| found.0));
+        let columns: String = ratios.iter().map(|ratio| format!(" {:>8}", show(Some(*ratio)))).collect();
+        let [micros, rate] = SHOWN.map(|look| figures[look]);
+        report.line(format!("{:<28}{columns} {:>8} {rate:>8.0}", image.name, show(Some(micros / 1e3))));
+        for ((what, ..), ratio) in LOOKS.iter().zip(ratios) {
             report.found(format!("{} {what}", image.key), ratio);
         }
     }
@@ -152,9 +123,9 @@ pub(crate) fn run(plan: &Plan, quick: bool, report: &mut Report) {
         report.line(format!("{name:<28} skipped: {why}"));
     }
     report.line(
-        "(warm and cold apart, and cold back to back, in units of the image's own raw fork; rates of 8 and 64 in",
+        "(warm and cold: a task apart and back to back (b2b), in units of the raw fork of a small process of the same",
     );
     report.line(
-        "flight in units of its own raw fork 1x16; time of a cold task back to back; cold tasks a second, 8 in flight)",
+        "image; 8 and 64 in flight: in units of its raw 1x16; a cold task back to back; cold tasks/s, 8 in flight)",
     );
 }

@@ -126,8 +126,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let ways = Ways::new()?;
     let mut floor = Floor::new(helpers, &ways, &plan)?;
-    if let Some(at) = env::args().position(|argument| argument == "--serve") {
-        return serve::serve(&env::args().nth(at + 1).unwrap_or_default(), &ways, &mut floor);
+    if told(serve::SERVE) {
+        return serve::serve(&plan, &ways, &mut floor);
     }
     let program = if quick { Err("not in a quick run".to_owned()) } else { peers::build() };
     let peers = PEERS.iter().map(|(subject, ..)| Peer::start(&program, &[subject])).collect();

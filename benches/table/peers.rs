@@ -67,7 +67,7 @@ impl Peer {
         Ok(Self { child, orders, answers })
     }
 
-    fn ask(&mut self, order: &str) -> Result<Vec<u64>, String> {
+    pub(crate) fn ask(&mut self, order: &str) -> Result<Vec<u64>, String> {
         let orders = self.orders.as_mut().ok_or("ended")?;
         writeln!(orders, "{order}").map_err(|error| format!("takes no orders: {error}"))?;
         let mut line = String::new();

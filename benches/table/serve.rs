@@ -1,54 +1,59 @@
-//! This program as one of several builds that are compared: `table --serve SUBJECT` takes the orders of `peers` (see
-//! `benches/peers`) and measures what the same program does when it is built otherwise.
+//! This program as one of several builds that are compared: `table --bench --serve` takes one order a line on stdin and
+//! gives one answer a line on stdout, like `benches/peers`.
+//!
+//! | order | answer |
+//! | --- | --- |
+//! | `apart WAY COUNT` | `ok`, median latency and the raw fork's, in nanoseconds |
+//! | `dense WAY COUNT` | the same, back to back |
+//! | `rate WAY IN_FLIGHT` | `ok`, tasks per second and the raw fork's |
 
-use std::{
-    io::{self, BufRead, Write},
-    time::Duration,
-};
+use std::io::{self, BufRead, Write};
 
 use crate::{
+    Plan,
     floor::Floor,
-    ways::{Way, Ways},
+    stats::p50,
+    ways::{NONE, PAUSE, Way, Ways},
 };
 
-/// What an order may be about.
-pub(crate) const FORK: &str = "fork";
+/// What the program is told, to be one that answers.
+pub(crate) const SERVE: &str = "--serve";
 pub(crate) const COLD: &str = "cold";
 pub(crate) const WARM: &str = "warm";
 
 /// Answers until there are no more orders.
-pub(crate) fn serve(subject: &str, ways: &Ways, floor: &mut Floor) -> Result<(), Box<dyn std::error::Error>> {
+pub(crate) fn serve(plan: &Plan, ways: &Ways, floor: &mut Floor) -> Result<(), Box<dyn std::error::Error>> {
     for order in io::stdin().lock().lines() {
         let order = order?;
         let words: Vec<&str> = order.split_whitespace().collect();
-        let (order, count, time) = match *words.as_slice() {
-            [order, count, time] => (order, count.parse::<usize>()?, Duration::from_nanos(time.parse()?)),
+        let [kind, way, number] = words.as_slice() else { return Err(format!("unknown order {order:?}").into()) };
+        let (way, number) = (find(way, *kind == "rate", ways)?, number.parse()?);
+        let [measured, beside] = match *kind {
+            "apart" => {
+                let (times, beside) = floor.in_turn(number, |_| Ok(ways.latencies(way, 1, PAUSE)));
+                [p50(&times?), beside.fork].map(|micros| micros * 1e3)
+            }
+            "dense" => {
+                let (times, beside) = floor.beside(|_| ways.latencies(way, number, NONE));
+                [p50(&times), beside.fork].map(|micros| micros * 1e3)
+            }
+            "rate" => {
+                let (rate, beside) = floor.beside_rate(|_| ways.rate(way, number, plan.rate_time));
+                [rate, beside.many]
+            }
             _ => return Err(format!("unknown order {order:?}").into()),
         };
-        let numbers: Vec<u64> = match (order, ours(subject, order, ways)) {
-            ("latency", None) => nanos(floor.yardstick.latencies(count, time)),
-            ("latency", Some(way)) => nanos(ways.latencies(way, count, time)),
-            // In a second.
-            ("rate", None) => vec![floor.yardstick.rate(count, time) as u64, 1_000_000_000],
-            ("rate", Some(way)) => vec![ways.rate(way, count, time) as u64, 1_000_000_000],
-            _ => return Err(format!("unknown order {order:?}").into()),
-        };
-        let line = numbers.into_iter().fold("ok".to_owned(), |line, number| format!("{line} {number}"));
-        writeln!(io::stdout(), "{line}")?;
+        writeln!(io::stdout(), "ok {measured:.0} {beside:.0}")?;
     }
     Ok(())
 }
 
-fn ours<'a>(subject: &str, order: &str, ways: &'a Ways) -> Option<&'a Way> {
-    match (subject, order) {
-        (COLD, "rate") => Some(&ways.wide_cold),
-        (WARM, "rate") => Some(&ways.wide_warm),
-        (COLD, _) => Some(&ways.cold),
-        (WARM, _) => Some(&ways.warm),
-        _ => None,
+fn find<'a>(way: &str, wide: bool, ways: &'a Ways) -> Result<&'a Way, String> {
+    match (way, wide) {
+        (COLD, false) => Ok(&ways.cold),
+        (COLD, true) => Ok(&ways.wide_cold),
+        (WARM, false) => Ok(&ways.warm),
+        (WARM, true) => Ok(&ways.wide_warm),
+        _ => Err(format!("unknown way {way:?}")),
     }
-}
-
-fn nanos(times: Vec<Duration>) -> Vec<u64> {
-    times.into_iter().map(|time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)).collect()
 }
