@@ -3,7 +3,7 @@
 
 use tokio_run_in_process::{Error, Zygote};
 
-use crate::harness::{capabilities, eventually, multi_thread, skip};
+use crate::harness::{capabilities, eventually, multi_thread, send_signal, skip};
 
 crate::cases![code_is_on_huge_pages_if_the_program_is_linked_for_them];
 
@@ -68,8 +68,7 @@ fn code_is_on_huge_pages_if_the_program_is_linked_for_them() {
             assert!(names.iter().any(|frame| frame.function.contains("huge_text::panics")), "{names:?}");
             // The next zygote has it from its ancestor.
             let pid = zygote.pid();
-            // SAFETY: touches no memory.
-            unsafe { libc::kill(pid.cast_signed(), libc::SIGKILL) };
+            send_signal(pid, libc::SIGKILL);
             eventually("another one serves", || zygote.pid() != pid).await;
         }
         // The program itself was left as it was.

@@ -11,6 +11,7 @@ use std::{
 
 use tokio_run_in_process::{Signal, worker};
 
+pub(crate) use crate::harness::send_signal as signal;
 use crate::{
     harness::{eventually, helper, is_alive, skip},
     oracle::scratch,
@@ -81,11 +82,6 @@ pub(crate) fn stubborn_blocking(path: String) {
         terms.recv_blocking();
         note(&path, "TERM ");
     }
-}
-
-pub(crate) fn signal(pid: u32, signal: i32) {
-    // SAFETY: touches no memory.
-    assert_eq!(unsafe { libc::kill(i32::try_from(pid).unwrap(), signal) }, 0);
 }
 
 /// A field of /proc/PID/status.

@@ -9,7 +9,6 @@ pub(super) mod text;
 use std::{
     ffi::CStr,
     io, mem,
-    ops::Range,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     ptr,
     time::Duration,
