@@ -45,10 +45,13 @@ mod output_faults;
 mod pipes;
 mod places;
 mod pool;
+mod pool_ends;
 mod pool_tasks;
 mod preload;
 mod recovery;
+mod recovery_exits;
 mod recovery_load;
+mod recovery_loops;
 mod runtimes;
 mod seed;
 mod seed_escalation;
@@ -117,11 +120,14 @@ fn cases() -> Vec<Case> {
         pipes::CASES,
         places::CASES,
         pool::CASES,
+        pool_ends::CASES,
         pool_tasks::CASES,
         #[cfg(feature = "stream")]
         pool_tasks::STREAM_CASES,
         preload::CASES,
         recovery::CASES,
+        recovery_exits::CASES,
+        recovery_loops::CASES,
         recovery_load::CASES,
         runtimes::CASES,
         seed::CASES,

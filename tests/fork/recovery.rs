@@ -1,24 +1,19 @@
 //! A zygote that dies is replaced: what becomes of the tasks, the handles and the pools, and what their exits are.
 
-use std::{
-    os::unix::process::CommandExt,
-    process::{Command, Stdio as StdStdio},
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
-use tokio_run_in_process::{Error, ExitStatus, Pool, Process, Signal, Zygote};
+use tokio_run_in_process::{Error, Pool, Process, Zygote};
 
 use crate::{
-    harness::{children, eventually, is_alive, multi_thread, parent_of, skip},
+    harness::{children, eventually, multi_thread, parent_of, skip},
     lost_zygote::{inherits, soon},
     oracle::scratch,
     orphans::Life,
-    tools::{Random, note, stop},
+    recovery_exits::go,
+    tools::{Random, note},
 };
 
 crate::cases![
-    e61_exits_are_exact_after_the_death_of_a_zygote;
-    90 => e61_a_worker_that_ended_as_its_zygote_died_is_reported,
     e61_either_zygote_dies_in_turn,
     e61_handles_outlive_the_ancestor_that_they_share,
     e61_a_handle_lives_on_when_the_one_it_recovered_from_is_dropped,
@@ -28,10 +23,6 @@ crate::cases![
     e61_no_process_for_the_next_zygote,
     e61_both_dead_is_an_error_at_once,
     e61_both_dead_the_ancestor_first,
-    e63_a_stopped_zygote_disturbs_nothing_that_runs,
-    e61_a_crash_loop_is_seen_and_ends,
-    e61_a_slow_crash_loop_is_seen_and_ends,
-    e61_what_escaped_from_a_worker_is_reaped_and_let_alone,
 ];
 
 /// The zygote that serves and the one that forked it.
@@ -54,159 +45,15 @@ pub(crate) fn try_both(zygote: &Zygote) -> Option<Both> {
 }
 
 /// Waits until this handle has two zygotes, none of them of `before`.
-async fn recovered(zygote: &Zygote, before: &Both) -> Both {
+pub(crate) async fn recovered(zygote: &Zygote, before: &Both) -> Both {
     let fresh = || try_both(zygote).filter(|now| now.serving != before.serving && now.ancestor != before.serving);
     eventually("another one serves", || fresh().is_some()).await;
     fresh().unwrap_or_else(|| both(zygote))
 }
 
-async fn kill(life: Life) {
+pub(crate) async fn kill(life: Life) {
     life.kill();
     eventually("it is gone", || life.is_over()).await;
-}
-
-fn go(path: &str) -> bool {
-    std::path::Path::new(path).exists()
-}
-
-/// Ends in its own way once `path` is there.
-fn end(path: String, how: u8) -> u8 {
-    note(&format!("{path}-begun"), "x");
-    while !go(&path) {
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    let me = i32::try_from(std::process::id()).unwrap();
-    match how {
-        // SAFETY: as a program of the user's would.
-        0..3 => unsafe { libc::_exit(40 + i32::from(how)) },
-        // SAFETY: touches no memory.
-        3 => drop(unsafe { libc::kill(me, libc::SIGKILL) }),
-        4 => panic!("as it should"),
-        5 => {
-            while cpu_time() < Duration::from_millis(30) {
-                std::hint::spin_loop();
-            }
-        }
-        _ => {}
-    }
-    how
-}
-
-/// What this process has used.
-fn cpu_time() -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: a live timespec.
-    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
-    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap())
-}
-
-async fn end_async(path: String, how: u8) -> u8 {
-    end(path, how)
-}
-
-const WAYS: u8 = 7;
-
-fn is_right(how: u8, outcome: &Result<u8, Error>) -> bool {
-    match (how, outcome) {
-        (0..3, Err(Error::Exited { code, task, .. })) => *code == 40 + i32::from(how) && task.pid().is_some(),
-        (3, Err(Error::Signaled { signal, task, .. })) => *signal == Signal::KILL && task.pid().is_some(),
-        (4, Err(Error::Panicked { report, .. })) => report.message() == "as it should",
-        (_, Ok(found)) => *found == how,
-        // How it ended is not known everywhere.
-        (0..4, Err(Error::ZygoteLost { started: Some(true), .. })) => !inherits(),
-        _ => false,
-    }
-}
-
-async fn is_exit_right(how: u8, process: &Process<u8>) {
-    let (status, usage) = soon("an exit", process.exited()).await;
-    let right = match how {
-        0..3 => status == ExitStatus::Exited(40 + i32::from(how)),
-        3 => status.signal() == Some(Signal::KILL),
-        // What follows the report of a panic is the library's business.
-        4 => status != ExitStatus::Unknown,
-        _ => status.success(),
-    };
-    if !inherits() {
-        assert!(right || status == ExitStatus::Unknown, "{how}: {status:?}");
-        return;
-    }
-    assert!(right, "{how}: {status:?}");
-    let usage = usage.expect("what it used");
-    assert!(usage.max_rss > 0, "{usage:?}");
-    assert!(how != 5 || usage.user_time + usage.system_time >= Duration::from_millis(15), "{usage:?}");
-}
-
-fn e61_exits_are_exact_after_the_death_of_a_zygote() {
-    let zygotes = [0, 30].map(|warm| (warm, Zygote::builder().max_processes(64).warm(warm).start().unwrap()));
-    for (warm, zygote) in zygotes {
-        multi_thread().block_on(async {
-            eventually("the spares stand", || zygote.metrics().warm == warm).await;
-            let path = scratch(&format!("exits-{warm}"));
-            let (mut runs, mut opened) = (Vec::new(), Vec::new());
-            for how in 0..WAYS {
-                runs.push((how, tokio::spawn(zygote.run_in_process(end_async, (path.clone(), how)))));
-                runs.push((how, tokio::spawn(zygote.run_blocking_in_process(end, (path.clone(), how)))));
-                opened.push((how, zygote.open_in_process(end_async, (path.clone(), how)).await.unwrap()));
-                opened.push((how, zygote.open_blocking_in_process(end, (path.clone(), how)).await.unwrap()));
-            }
-            let begun = format!("{path}-begun");
-            let count = || std::fs::read_to_string(&begun).unwrap_or_default().len();
-            eventually("all have begun", || count() == 4 * usize::from(WAYS)).await;
-            let before = both(&zygote);
-            kill(before.serving).await;
-            std::fs::write(&path, "").unwrap();
-            for (how, run) in runs {
-                let outcome = soon("an outcome", run).await.unwrap();
-                assert!(is_right(how, &outcome), "{how}: {outcome:?}");
-            }
-            for (how, process) in opened {
-                let outcome = soon("an outcome", process.wait()).await;
-                assert!(is_right(how, &outcome), "{how}: {outcome:?}");
-                is_exit_right(how, &process).await;
-            }
-            recovered(&zygote, &before).await;
-            assert_eq!(count(), 4 * usize::from(WAYS), "none began twice");
-            eventually("all are gone", || zygote.metrics().alive == 0).await;
-            assert_eq!(zygote.metrics().zygotes_lost, 1);
-            std::fs::remove_file(begun).unwrap();
-            std::fs::remove_file(path).unwrap();
-        });
-    }
-}
-
-/// The zygote is stopped, so that it reaps none of them; or it is not, and dies among them.
-fn e61_a_worker_that_ended_as_its_zygote_died_is_reported() {
-    let zygote = Zygote::builder().start().unwrap();
-    multi_thread().block_on(async {
-        let mut random = Random::new(63);
-        for round in 0..30 {
-            let before = both(&zygote);
-            let path = scratch(&format!("zombies-{round}"));
-            let mut processes = Vec::new();
-            for how in 0..WAYS {
-                processes.push((how, zygote.open_blocking_in_process(end, (path.clone(), how)).await.unwrap()));
-            }
-            let lives: Vec<_> = processes.iter().map(|(_, process)| Life::of(process.pid())).collect();
-            if round % 3 == 0 {
-                stop(before.serving.pid).await;
-                std::fs::write(&path, "").unwrap();
-                eventually("all ended", || lives.iter().all(|life| life.is_over())).await;
-            } else {
-                std::fs::write(&path, "").unwrap();
-                std::thread::sleep(Duration::from_micros(random.below(4000)));
-            }
-            before.serving.kill();
-            for (how, process) in &processes {
-                let outcome = soon("an outcome", process.wait()).await;
-                assert!(is_right(*how, &outcome), "{how}: {outcome:?}");
-                is_exit_right(*how, process).await;
-            }
-            recovered(&zygote, &before).await;
-            std::fs::remove_file(format!("{path}-begun")).unwrap();
-            std::fs::remove_file(path).unwrap();
-        }
-    });
 }
 
 async fn patient(path: String, n: u64) -> u64 {
@@ -218,14 +65,14 @@ async fn patient(path: String, n: u64) -> u64 {
 }
 
 /// Tasks that run until they may end, and then must have their values.
-struct Patients {
-    path: String,
+pub(crate) struct Patients {
+    pub(crate) path: String,
     runs: Vec<tokio::task::JoinHandle<Result<u64, Error>>>,
-    opened: Vec<Process<u64>>,
+    pub(crate) opened: Vec<Process<u64>>,
 }
 
 impl Patients {
-    async fn begin(zygote: &Zygote, name: &str) -> Self {
+    pub(crate) async fn begin(zygote: &Zygote, name: &str) -> Self {
         let path = scratch(name);
         let runs: Vec<_> = (0..4).map(|n| tokio::spawn(zygote.run_in_process(patient, (path.clone(), n)))).collect();
         let mut opened = Vec::new();
@@ -237,11 +84,11 @@ impl Patients {
         patients
     }
 
-    fn begun(&self) -> usize {
+    pub(crate) fn begun(&self) -> usize {
         std::fs::read_to_string(format!("{}-begun", self.path)).unwrap_or_default().len()
     }
 
-    async fn end(self) {
+    pub(crate) async fn end(self) {
         std::fs::write(&self.path, "").unwrap();
         let mut values = Vec::new();
         for run in self.runs {
@@ -260,7 +107,7 @@ impl Patients {
 }
 
 /// The next tasks work, and their exits are reported.
-async fn works(zygote: &Zygote) {
+pub(crate) async fn works(zygote: &Zygote) {
     works_and(zygote, inherits()).await;
 }
 
@@ -543,132 +390,5 @@ fn both_die(ancestor_first: bool) {
         assert!(lost(&error), "{error:?}");
         patients.end().await;
         eventually("all are gone", || zygote.metrics().alive == 0).await;
-    });
-}
-
-fn e63_a_stopped_zygote_disturbs_nothing_that_runs() {
-    let short = Duration::from_millis(400);
-    let zygote = Zygote::builder().warm(0).startup_timeout(short).start().unwrap();
-    multi_thread().block_on(async {
-        for (which, dies) in [(true, false), (false, false), (false, true), (true, true)] {
-            let patients = Patients::begin(&zygote, "stopped").await;
-            let before = both(&zygote);
-            let stopped = if which { before.serving } else { before.ancestor };
-            stop(stopped.pid).await;
-            if dies {
-                // The other one: this one cannot do its part before it goes on.
-                kill(if which { before.ancestor } else { before.serving }).await;
-            }
-            if which || dies {
-                let error = soon("an error", zygote.run_in_process(async || 1, ())).await.unwrap_err();
-                match error {
-                    Error::TimedOut { .. } | Error::ZygoteLost { started: Some(false), .. } => {}
-                    error => panic!("{error:?}"),
-                }
-            } else {
-                works(&zygote).await;
-            }
-            assert_eq!(patients.begun(), 8);
-            std::fs::write(&patients.path, "").unwrap();
-            for process in &patients.opened {
-                soon("a value, all the same", process.wait()).await.unwrap();
-            }
-            stopped.signal(libc::SIGCONT);
-            patients.end().await;
-            let start = Instant::now();
-            while zygote.run_in_process(async || 1, ()).await.is_err() {
-                assert!(start.elapsed() < Duration::from_secs(10), "it does not recover");
-            }
-            works(&zygote).await;
-            eventually("two zygotes", || try_both(&zygote).is_some()).await;
-        }
-        eventually("all are gone", || zygote.metrics().alive == 0).await;
-    });
-}
-
-fn e61_a_crash_loop_is_seen_and_ends() {
-    kill_each_at(Duration::ZERO);
-}
-
-/// As late as the first step of a zygote may come on a busy machine.
-fn e61_a_slow_crash_loop_is_seen_and_ends() {
-    kill_each_at(Duration::from_millis(20));
-}
-
-fn kill_each_at(age: Duration) {
-    let zygote = Zygote::builder().warm(0).start().unwrap();
-    multi_thread().block_on(async {
-        works(&zygote).await;
-        let ancestor = both(&zygote).ancestor;
-        let start = Instant::now();
-        let mut killed = std::collections::BTreeSet::new();
-        while start.elapsed() < Duration::from_secs(2) {
-            for child in children(ancestor.pid) {
-                if is_alive(child) {
-                    tokio::time::sleep(age).await;
-                    Life::try_of(child).inspect(|life| life.kill());
-                    killed.insert(child);
-                }
-            }
-        }
-        // It waits longer and longer: two thousand milliseconds have room for eleven doublings, and some did not come up.
-        println!("{} were killed", killed.len());
-        assert!(killed.len() < 20, "{}", killed.len());
-        works(&zygote).await;
-        assert!((1..=killed.len() as u64).contains(&zygote.metrics().zygotes_lost));
-    });
-}
-
-/// Starts a process far from its worker's group that has lost its parent, and gives its pid.
-fn escape(how: String) -> u32 {
-    let script = match &*how {
-        "stopped" => "kill -STOP $$",
-        "deaf" => "trap '' TERM HUP INT CONT; while :; do sleep 1; done",
-        _ => "sleep 0.3",
-    };
-    let mut command = Command::new("sh");
-    command.args(["-c", script]).stdin(StdStdio::null()).stdout(StdStdio::null()).stderr(StdStdio::null());
-    let leave = || {
-        // SAFETY: touches no memory.
-        unsafe { libc::setsid() };
-        Ok(())
-    };
-    // SAFETY: it calls what is async-signal-safe only: the shell is left by its parent, a session of its own.
-    unsafe { command.pre_exec(leave) };
-    command.spawn().unwrap().id()
-}
-
-fn e61_what_escaped_from_a_worker_is_reaped_and_let_alone() {
-    let zygote = Zygote::builder().start().unwrap();
-    multi_thread().block_on(async {
-        let before = both(&zygote);
-        let mut escaped = Vec::new();
-        for how in ["stopped", "deaf", "brief"] {
-            let pid = zygote.run_blocking_in_process(escape, how.to_owned()).await.unwrap();
-            escaped.push(Life::of(pid));
-        }
-        let [stopped, deaf, brief] = escaped[..] else { panic!() };
-        eventually("it is stopped", || stopped.state() == Some('T')).await;
-        eventually("its worker is gone", || zygote.metrics().alive == 0).await;
-        if inherits() {
-            assert_eq!(parent_of(deaf.pid), Some(before.ancestor.pid));
-            eventually("one is reaped", || brief.state().is_none()).await;
-        }
-        kill(before.serving).await;
-        works(&zygote).await;
-        let patients = Patients::begin(&zygote, "beside").await;
-        kill(before.ancestor).await;
-        works(&zygote).await;
-        patients.end().await;
-        // Another zygote inherits no more, and goes without them.
-        let now = both(&zygote);
-        let start = Instant::now();
-        drop(zygote);
-        eventually("they are gone", || now.ancestor.is_over() && now.serving.is_over()).await;
-        println!("gone after {:?}", start.elapsed());
-        assert!(!stopped.is_over() && !deaf.is_over(), "nobody's business");
-        for life in [stopped, deaf] {
-            life.kill();
-        }
     });
 }
