@@ -42,6 +42,7 @@ step "forking tests, code on huge pages" env RUSTFLAGS="-C link-arg=-Wl,-z,max-p
 step "tests, portable build" env RUSTFLAGS="--cfg tokio_run_in_process_portable" "${portable[@]}"
 step "forking tests, panic=abort" panic_abort
 step "soak, two minutes" env TOKIO_RUN_IN_PROCESS_TEST_SOAK=120 "${forking[@]}" g108
+step "fuzzing, half a minute for each target" ci/fuzz.sh 30
 step "examples" ci/examples.sh
 step "lints, benchmark" cargo clippy --package table --package peers -- -D warnings
 step "benchmark, a few iterations" env BENCH_QUICK=1 cargo bench
