@@ -17,6 +17,7 @@ use tokio_run_in_process::{
 use crate::{
     harness::{children, eventually, without_warm_workers},
     oracle::undisturbed,
+    tools::{Notes, note},
 };
 
 crate::cases![
@@ -474,8 +475,14 @@ fn a16_a_task_that_never_yields() {
     undisturbed(|| async {
         let grace = Duration::from_millis(300);
         #[expect(clippy::empty_loop, reason = "it never yields")]
-        let busy = async || -> u8 { loop {} };
-        let process = Task::new().grace_period(grace).open(busy, ()).await.unwrap();
+        let busy = async |path: String| -> u8 {
+            note(&path, "busy");
+            loop {}
+        };
+        let notes = Notes::new("busy");
+        let process = Task::new().grace_period(grace).open(busy, notes.path()).await.unwrap();
+        // Before its first poll it would end at once.
+        eventually("it is busy", || !notes.text().is_empty()).await;
         let start = Instant::now();
         let (status, usage) = process.shutdown().await;
         assert!(start.elapsed() >= grace, "{:?}", start.elapsed());

@@ -248,7 +248,8 @@ fn f92_a_storm_of_signals() {
     action.sa_sigaction = count as *const () as usize;
     // SAFETY: a live sigaction, whose handler only counts.
     assert_eq!(unsafe { libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut()) }, 0);
-    undisturbed_with(Zygote::builder(), |zygote| async move {
+    // On a busy machine two hundred at once wait long for their turn.
+    undisturbed_with(Zygote::builder().startup_timeout(Duration::from_secs(60)), |zygote| async move {
         let stop = Arc::new(AtomicBool::new(false));
         let storm = {
             let (stop, zygote) = (stop.clone(), zygote.pid());

@@ -581,7 +581,9 @@ fn spins() {
 /// The sender of a job may be held up between the job and the switch that arms its worker.
 fn no_job_kills_its_worker() {
     let _busy: Vec<_> = (0..2).map(|_| Program(helper("spins").stdout(StdStdio::null()).spawn().unwrap())).collect();
-    undisturbed_with(Zygote::builder().warm(4), |zygote| async move {
+    // On a busy machine these four wait long for their turn.
+    let patient = Zygote::builder().warm(4).startup_timeout(Duration::from_secs(60));
+    undisturbed_with(patient, |zygote| async move {
         let senders: Vec<_> = (0..4_u64)
             .map(|sender| {
                 let zygote = zygote.clone();
