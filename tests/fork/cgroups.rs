@@ -77,12 +77,20 @@ async fn leaves_one() -> u32 {
     daemon()
 }
 
+/// It has not ended before `go` is there.
+async fn leaves_one_when_told(go: String) -> u32 {
+    while !std::path::Path::new(&go).exists() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    leaves_one().await
+}
+
 async fn gone(pid: u32) {
     eventually("what it left is gone", || !is_alive(pid)).await;
 }
 
 fn what_a_task_left_ends_with_it() {
-    let delegated = Delegated::new("left");
+    let (delegated, go) = (Delegated::new("left"), crate::oracle::scratch("go"));
     with_default(|| async {
         // So it is without.
         let left = Task::new().run_blocking(daemon, ()).await.unwrap();
@@ -91,10 +99,11 @@ fn what_a_task_left_ends_with_it() {
         for _ in 0..5 {
             gone(delegated.task().run(leaves_one, ()).await.unwrap()).await;
             gone(delegated.task().run_blocking(daemon, ()).await.unwrap()).await;
-            let process = delegated.task().open(leaves_one, ()).await.unwrap();
-            // It may have ended by now.
-            assert!(delegated.groups().len() <= 1);
+            let process = delegated.task().open(leaves_one_when_told, go.clone()).await.unwrap();
+            assert_eq!(delegated.groups().len(), 1);
+            std::fs::write(&go, "").unwrap();
             gone(process.wait().await.unwrap()).await;
+            std::fs::remove_file(&go).unwrap();
             delegated.is_empty().await;
         }
         assert_eq!(Task::new().run(async || 7, ()).await.unwrap(), 7);
