@@ -11,7 +11,7 @@ use tokio_run_in_process::{Error, Task, Zygote, default_zygote};
 
 use crate::{
     harness::{descriptors, eventually, helper, is_alive, multi_thread, send_signal, skip, with_default},
-    oracle::undisturbed,
+    oracle::{scratch, undisturbed},
     recovery::both,
     tools::{Notes, note},
 };
@@ -90,7 +90,7 @@ async fn gone(pid: u32) {
 }
 
 fn what_a_task_left_ends_with_it() {
-    let (delegated, go) = (Delegated::new("left"), crate::oracle::scratch("go"));
+    let (delegated, go) = (Delegated::new("left"), scratch("go"));
     with_default(|| async {
         // So it is without.
         let left = Task::new().run_blocking(daemon, ()).await.unwrap();
