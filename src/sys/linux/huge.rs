@@ -20,9 +20,10 @@ pub(in crate::sys) fn move_image() -> bool {
     if !cfg!(target_arch = "x86_64") {
         return false;
     }
+    let Ok(maps) = fs::read_to_string("/proc/self/maps") else { return false };
     let mut code = false;
     for segment in image() {
-        code |= onto_huge_pages(&segment).is_ok() && segment.protection & libc::PROT_EXEC != 0;
+        code |= onto_huge_pages(&segment, &maps).is_ok() && segment.protection & libc::PROT_EXEC != 0;
     }
     code
 }
@@ -36,30 +37,13 @@ struct Segment {
 
 /// What the program itself has of such: not its libraries, which are linked closer together.
 fn image() -> Vec<Segment> {
-    extern "C" fn collect(info: *mut libc::dl_phdr_info, _size: usize, data: *mut libc::c_void) -> libc::c_int {
-        // SAFETY: the C library gives a live info.
-        let info = unsafe { &*info };
-        // SAFETY: `data` is the vector given below, used by nobody else during the call.
-        let segments = unsafe { &mut *data.cast::<Vec<Segment>>() };
-        for i in 0..usize::from(info.dlpi_phnum) {
-            // SAFETY: dlpi_phdr points to dlpi_phnum headers.
-            let header = unsafe { info.dlpi_phdr.add(i) };
-            // SAFETY: as above.
-            let header = unsafe { &*header };
-            let start = info.dlpi_addr.wrapping_add(header.p_vaddr) as usize;
-            let is = |flag| header.p_flags & flag != 0;
-            if header.p_type == libc::PT_LOAD && is(libc::PF_R) && !is(libc::PF_W) {
-                let protection = libc::PROT_READ | if is(libc::PF_X) { libc::PROT_EXEC } else { 0 };
-                segments.push(Segment { range: start..start + header.p_memsz as usize, protection });
-            }
-        }
-        // The first is the program, and the only one.
-        1
-    }
-    let mut segments = Vec::new();
-    // SAFETY: the callback gets the vector it expects, for the length of the call.
-    let _ = unsafe { libc::dl_iterate_phdr(Some(collect), (&raw mut segments).cast()) };
-    segments
+    let constant = |segment: super::Segment| {
+        let is = |flag| segment.flags & flag != 0;
+        let protection = libc::PROT_READ | if is(libc::PF_X) { libc::PROT_EXEC } else { 0 };
+        let range = usize::try_from(segment.range.0).ok()?..usize::try_from(segment.range.1).ok()?;
+        (segment.own && is(libc::PF_R) && !is(libc::PF_W)).then_some(Segment { range, protection })
+    };
+    super::segments().into_iter().filter_map(constant).collect()
 }
 
 /// The huge pages of a segment, if it has them for itself: `maps` is /proc/self/maps (proc_pid_maps(5)).
@@ -87,9 +71,9 @@ fn place(segment: &Segment, maps: &str) -> Option<Range<usize>> {
     (covered == own.len()).then_some(start..end)
 }
 
-fn onto_huge_pages(segment: &Segment) -> io::Result<()> {
+fn onto_huge_pages(segment: &Segment, maps: &str) -> io::Result<()> {
     let not_here = || io::Error::from(io::ErrorKind::Unsupported);
-    let place = place(segment, &fs::read_to_string("/proc/self/maps")?).ok_or_else(not_here)?;
+    let place = place(segment, maps).ok_or_else(not_here)?;
     let room = Room::new(place.len() + HUGE)?;
     let (start, size) = (room.0.next_multiple_of(HUGE), place.len());
     // SAFETY: within the room, which is nobody else's.

@@ -337,29 +337,45 @@ impl CodeModules {
 
 /// Lists the code of the program and of every library that is loaded now.
 pub(crate) fn code_modules() -> CodeModules {
+    let code = segments().into_iter().filter(|segment| segment.flags & libc::PF_X != 0);
+    CodeModules(code.map(|segment| segment.range).collect())
+}
+
+/// Part of the program or of a library, as its file says that it is loaded: the program headers of elf(5).
+struct Segment {
+    range: (u64, u64),
+    flags: u32,
+    /// Of the program itself.
+    own: bool,
+}
+
+fn segments() -> Vec<Segment> {
     extern "C" fn collect(info: *mut libc::dl_phdr_info, _size: usize, data: *mut libc::c_void) -> libc::c_int {
         // SAFETY: the C library gives a live info.
         let info = unsafe { &*info };
-        // SAFETY: `data` is the vector given below, used by nobody else during the call.
-        let ranges = unsafe { &mut *data.cast::<Vec<(u64, u64)>>() };
+        // SAFETY: `data` is the pair given below, used by nobody else during the call.
+        let (seen, segments) = unsafe { &mut *data.cast::<(usize, Vec<Segment>)>() };
         for i in 0..usize::from(info.dlpi_phnum) {
             // SAFETY: dlpi_phdr points to dlpi_phnum headers.
             let header = unsafe { info.dlpi_phdr.add(i) };
             // SAFETY: as above.
             let header = unsafe { &*header };
-            if header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_X != 0 {
+            if header.p_type == libc::PT_LOAD {
                 #[expect(clippy::useless_conversion, reason = "32 bits wide on 32-bit systems")]
                 let start = u64::from(info.dlpi_addr).wrapping_add(u64::from(header.p_vaddr));
                 #[expect(clippy::useless_conversion, reason = "32 bits wide on 32-bit systems")]
-                ranges.push((start, start.wrapping_add(u64::from(header.p_memsz))));
+                let range = (start, start.wrapping_add(u64::from(header.p_memsz)));
+                // The program comes first.
+                segments.push(Segment { range, flags: header.p_flags, own: *seen == 0 });
             }
         }
+        *seen += 1;
         0
     }
-    let mut ranges = Vec::new();
-    // SAFETY: the callback gets the vector it expects, for the length of the call.
-    let _ = unsafe { libc::dl_iterate_phdr(Some(collect), (&raw mut ranges).cast()) };
-    CodeModules(ranges)
+    let mut found = (0, Vec::new());
+    // SAFETY: the callback gets the pair it expects, for the length of the call.
+    let _ = unsafe { libc::dl_iterate_phdr(Some(collect), (&raw mut found).cast()) };
+    found.1
 }
 
 fn page_size() -> usize {
