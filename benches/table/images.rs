@@ -1,7 +1,7 @@
 //! The same program built otherwise: its code on huge pages, linked statically, and both. Each beside the raw fork of a small
-//! process of its own image, in turn with it, and beside that of the ordinary build.
+//! process of its own image, in turn with it.
 
-use std::{env, path::PathBuf, process::Command};
+use std::{env, path::PathBuf};
 
 use crate::{
     Plan,
@@ -49,13 +49,14 @@ fn build(key: &str, flags: &[&str], huge: bool) -> Result<PathBuf, String> {
     eprintln!("building {key} ...");
     let target = format!("{}-unknown-linux-gnu", env::consts::ARCH);
     let folder = format!("target/images/{key}");
-    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // With a target, or the flags would go for procedural macros too.
-    command.args(["build", "--release", "--package", "table", "--target", &target, "--target-dir", &folder]);
-    if huge {
-        command.args(["--features", "tokio-run-in-process/huge-text"]);
-    }
-    built(command.env("RUSTFLAGS", flags.join(" ")), "table")
+    built("table", |command| {
+        // With a target, or the flags would go for procedural macros too.
+        command.args(["--target", &target, "--target-dir", &folder]).env("RUSTFLAGS", flags.join(" "));
+        if huge {
+            command.args(["--features", "tokio-run-in-process/huge-text"]);
+        }
+        command
+    })
 }
 
 impl Image {
@@ -88,8 +89,8 @@ impl Image {
     }
 }
 
-pub(crate) fn run(plan: &Plan, quick: bool, report: &mut Report) {
-    if quick || !cfg!(all(target_os = "linux", target_arch = "x86_64", target_env = "gnu")) {
+pub(crate) fn run(plan: &Plan, report: &mut Report) {
+    if !cfg!(all(target_os = "linux", target_arch = "x86_64", target_env = "gnu")) {
         return;
     }
     let mut images: Vec<Image> = Vec::new();
@@ -102,15 +103,17 @@ pub(crate) fn run(plan: &Plan, quick: bool, report: &mut Report) {
     }
     for round in 0..plan.choice_rounds {
         eprintln!("other builds, round {} of {} ...", round + 1, plan.choice_rounds);
-        for image in &mut images {
-            if let Err(why) = image.measure(plan) {
+        images.retain_mut(|image| match image.measure(plan) {
+            Ok(()) => true,
+            Err(why) => {
                 skipped.push((image.name, why));
+                false
             }
-        }
+        });
     }
     let heads: String = LOOKS.iter().map(|(_, head, ..)| format!(" {head:>8}")).collect();
     report.head(format!("{:<28}{heads} {:>8} {:>8}", "the program, built", "b2b us", "tasks/s"));
-    for image in images.iter().filter(|image| image.found.iter().all(|found| !found.is_empty())) {
+    for image in &images {
         let (ratios, figures) = (image.medians(|found| found.1), image.medians(|found| found.0));
         let columns: String = ratios.iter().map(|ratio| format!(" {:>8}", show(Some(*ratio)))).collect();
         let [micros, rate] = SHOWN.map(|look| figures[look]);

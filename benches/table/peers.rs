@@ -28,13 +28,13 @@ pub(crate) struct Peer {
 /// Builds the program that measures them, and says where it is.
 pub(crate) fn build() -> Result<PathBuf, String> {
     eprintln!("building the peers ...");
-    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    built(command.args(["build", "--release", "--package", "peers"]), "peers")
+    built("peers", |command| command)
 }
 
-/// Runs a `cargo build`, and says where the program is.
-pub(crate) fn built(command: &mut Command, name: &str) -> Result<PathBuf, String> {
-    let output = command
+/// Builds a program of this workspace with what `more` adds, and says where it is.
+pub(crate) fn built(name: &str, more: impl FnOnce(&mut Command) -> &mut Command) -> Result<PathBuf, String> {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let output = more(command.args(["build", "--release", "--package", name]))
         .args(["--message-format", "json-render-diagnostics"])
         .current_dir(crate::ROOT)
         .stdin(Stdio::null())

@@ -12,7 +12,7 @@ use tokio_run_in_process::{Error, Task, Zygote, default_zygote};
 use crate::{
     harness::{descriptors, eventually, helper, is_alive, multi_thread, send_signal, skip, with_default},
     oracle::{scratch, undisturbed},
-    recovery::both,
+    recovery::{both, go},
     tools::{Notes, note},
 };
 
@@ -77,9 +77,9 @@ async fn leaves_one() -> u32 {
     daemon()
 }
 
-/// It has not ended before `go` is there.
-async fn leaves_one_when_told(go: String) -> u32 {
-    while !std::path::Path::new(&go).exists() {
+/// It has not ended before `path` is there.
+async fn leaves_one_when_told(path: String) -> u32 {
+    while !go(&path) {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     leaves_one().await
@@ -90,7 +90,7 @@ async fn gone(pid: u32) {
 }
 
 fn what_a_task_left_ends_with_it() {
-    let (delegated, go) = (Delegated::new("left"), scratch("go"));
+    let (delegated, path) = (Delegated::new("left"), scratch("go"));
     with_default(|| async {
         // So it is without.
         let left = Task::new().run_blocking(daemon, ()).await.unwrap();
@@ -99,11 +99,11 @@ fn what_a_task_left_ends_with_it() {
         for _ in 0..5 {
             gone(delegated.task().run(leaves_one, ()).await.unwrap()).await;
             gone(delegated.task().run_blocking(daemon, ()).await.unwrap()).await;
-            let process = delegated.task().open(leaves_one_when_told, go.clone()).await.unwrap();
+            let process = delegated.task().open(leaves_one_when_told, path.clone()).await.unwrap();
             assert_eq!(delegated.groups().len(), 1);
-            std::fs::write(&go, "").unwrap();
+            std::fs::write(&path, "").unwrap();
             gone(process.wait().await.unwrap()).await;
-            std::fs::remove_file(&go).unwrap();
+            std::fs::remove_file(&path).unwrap();
             delegated.is_empty().await;
         }
         assert_eq!(Task::new().run(async || 7, ()).await.unwrap(), 7);

@@ -9,7 +9,7 @@ use crate::{
     lost_zygote::{inherits, soon},
     oracle::scratch,
     orphans::Life,
-    recovery::{both, kill, recovered},
+    recovery::{both, go, kill, recovered},
     tools::{Random, note, stop},
 };
 
@@ -17,10 +17,6 @@ crate::cases![
     e61_exits_are_exact_after_the_death_of_a_zygote;
     90 => e61_a_worker_that_ended_as_its_zygote_died_is_reported,
 ];
-
-pub(crate) fn go(path: &str) -> bool {
-    std::path::Path::new(path).exists()
-}
 
 /// Ends in its own way once `path` is there.
 fn end(path: String, how: u8) -> u8 {
