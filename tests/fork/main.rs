@@ -75,6 +75,7 @@ mod traced_faults;
 #[cfg(feature = "tracing")]
 mod traced_log;
 mod warm;
+mod warm_lost;
 
 use harness::Case;
 
@@ -149,6 +150,7 @@ fn cases() -> Vec<Case> {
         #[cfg(feature = "tracing")]
         traced_faults::CASES,
         warm::CASES,
+        warm_lost::CASES,
     ]
     .concat()
 }
@@ -169,6 +171,7 @@ fn helpers() -> Vec<Case> {
         #[cfg(feature = "tracing")]
         traced::HELPERS,
         warm::HELPERS,
+        warm_lost::HELPERS,
     ]
     .concat()
 }
