@@ -30,6 +30,9 @@ pub struct CapturedError {
     sources: Vec<String>,
 }
 
+/// Of a longer chain the rest is left out.
+const MOST_SOURCES: usize = 64;
+
 impl CapturedError {
     /// An error of a message alone.
     ///
@@ -60,7 +63,8 @@ impl CapturedError {
     /// The same as a [`std::error::Error`], with its sources.
     pub fn into_error(self) -> Box<dyn StdError + Send + Sync> {
         let mut source = None;
-        for message in self.sources.into_iter().rev() {
+        // One that was decoded has as many as whoever wrote the bytes liked, and a chain is dropped by recursion.
+        for message in self.sources.into_iter().take(MOST_SOURCES).rev() {
             source = Some(Box::new(Link { message, source }));
         }
         Box::new(Link { message: self.message, source })
@@ -71,7 +75,7 @@ impl<E: StdError> From<E> for CapturedError {
     fn from(error: E) -> Self {
         let mut sources = Vec::new();
         let mut source = error.source();
-        while let Some(error) = source.filter(|_| sources.len() < 64) {
+        while let Some(error) = source.filter(|_| sources.len() < MOST_SOURCES) {
             sources.push(error.to_string());
             source = error.source();
         }
@@ -131,5 +135,15 @@ mod tests {
         assert_eq!(format!("{captured:#}"), "no config: disk on fire");
         let error = captured.into_error();
         assert_eq!(error.source().unwrap().to_string(), "disk on fire");
+    }
+
+    #[test]
+    fn a_forged_chain_is_no_deeper_than_a_captured_one() {
+        let forged = CapturedError { sources: vec![String::new(); 1_000_000], ..CapturedError::msg("x") };
+        let error = forged.into_error();
+        assert_eq!(
+            std::iter::successors(Some(&*error as &(dyn StdError + 'static)), |&error| error.source()).count(),
+            65
+        );
     }
 }

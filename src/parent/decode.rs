@@ -41,7 +41,7 @@ pub(super) fn decode_kept_here<T: DeserializeOwned>(outcome: &Kept, task: impl F
 /// Larger results are decoded off the runtime's threads.
 const IN_PLACE: usize = 64 << 10;
 
-/// Decodes a result. A panic of the value's `Deserialize` is an error like any other.
+/// Decodes a result.
 pub(super) async fn decode<T>(bytes: Bytes, task: impl FnOnce() -> TaskId) -> Result<T, Error>
 where
     T: DeserializeOwned + Send + 'static,
@@ -52,15 +52,18 @@ where
         decode_here(&bytes)
     } else {
         let theirs = bytes.clone();
-        let decoding = tokio::task::spawn_blocking(move || {
+        let decode = move || {
             let decoded = decode_here(&theirs);
             // Before the value is there: who gets it may find that it is the only owner of its bytes.
             drop(theirs);
             decoded
-        });
-        // A runtime that is shutting down takes no more work.
-        match decoding.await {
-            Ok(decoded) => decoded,
+        };
+        // tokio panics if it needs a thread and cannot have one, and a runtime that is shutting down takes no more work.
+        match catch_unwind(AssertUnwindSafe(|| tokio::task::spawn_blocking(decode))) {
+            Ok(decoding) => match decoding.await {
+                Ok(decoded) => decoded,
+                Err(_) => decode_here(&bytes),
+            },
             Err(_) => decode_here(&bytes),
         }
     };
@@ -69,15 +72,8 @@ where
 }
 
 fn decode_here<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, String> {
-    let decode = || beside::decoding(bytes.clone(), None, || payload::decode(bytes));
-    match catch_unwind(AssertUnwindSafe(decode)) {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(CodecError::Invalid(reason))) => Err(reason),
-        Ok(Err(CodecError::TooLarge { size, limit })) => Err(format!("{size} bytes where {limit} are allowed")),
-        Err(payload) => {
-            // Its destructor could panic again.
-            std::mem::forget(payload);
-            Err("its Deserialize implementation panicked".to_owned())
-        }
-    }
+    beside::decoding(bytes.clone(), None, || payload::decode_caught(bytes)).map_err(|e| match e {
+        CodecError::Invalid(reason) => reason,
+        CodecError::TooLarge { size, limit } => format!("{size} bytes where {limit} are allowed"),
+    })
 }

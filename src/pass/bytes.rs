@@ -11,9 +11,9 @@ use crate::wire::beside;
 
 /// Bytes as arguments and results, at the speed of memory.
 ///
-/// `serde` takes a `Vec<u8>` byte by byte, fifty times slower; this type travels as one piece. It is not copied before
-/// it is sent, and what arrives is a view of what was received. `bytes::Bytes` (with its feature `serde`) and
-/// `serde_bytes` are as good for what is below a megabyte; they copy once on each side.
+/// `serde` takes a `Vec<u8>` byte by byte: there and back a megabyte of one takes some ten times as long. This type travels
+/// as one piece. It is not copied before it is sent, and what arrives is a view of what was received. `bytes::Bytes` (with
+/// its feature `serde`) and `serde_bytes` are as good for what is below a megabyte; they copy once on each side.
 ///
 /// A clone shares the bytes. So does what is decoded: a small `Bytes` keeps the whole result in memory that it came
 /// with; [`into_vec`](Self::into_vec) makes a copy if it is only a part.

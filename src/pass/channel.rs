@@ -6,6 +6,7 @@
 use std::{io, sync::Arc};
 
 use super::{end, receiver::Receiver, sender::Sender};
+use crate::sys::socket;
 
 /// The largest encoded message, in bytes, of a channel that nobody gave another limit.
 pub const MESSAGE_LIMIT: usize = 16 << 20;
@@ -51,8 +52,8 @@ pub fn channel<T>() -> io::Result<(Sender<T>, Receiver<T>)> {
     channel_with_limit(MESSAGE_LIMIT)
 }
 
-/// A [`channel`] whose messages are at most so many bytes (4 GiB at most). The limit holds on both ends; it bounds what the
-/// receiving process has in memory for one message.
+/// A [`channel`] whose messages are at most so many bytes (4 GiB at most). The limit holds on both ends. It is of bytes as
+/// they travel: a value can take more memory than its bytes, a `Vec<Option<[u64; 32]>>` of `None`s 264 times as much.
 ///
 /// # Errors
 ///
@@ -107,9 +108,9 @@ pub enum ChannelError {
 
 impl ChannelError {
     pub(super) fn io(error: io::Error) -> Self {
-        match error.raw_os_error() {
-            Some(libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN) => Self::Closed,
-            _ => Self::Io(Arc::new(error)),
+        match socket::is_peer_gone(&error) {
+            true => Self::Closed,
+            false => Self::Io(Arc::new(error)),
         }
     }
 }

@@ -36,7 +36,7 @@ enum Socket {
     Unwatched(OwnedFd),
     /// Watched for whom: the runtime that polls it, if it is one of tokio's.
     Watched(Stream, Option<Id>),
-    /// There was no descriptor to be had for it.
+    /// In a fork of the process that has it.
     Lost,
 }
 
@@ -113,16 +113,16 @@ impl End {
     fn watch(&mut self) -> io::Result<&Stream> {
         let current = Handle::try_current().ok().map(|runtime| runtime.id());
         if !matches!(&self.socket, Socket::Watched(_, by) if *by == current) {
-            let socket = match mem::replace(&mut self.socket, Socket::Lost) {
-                Socket::Unwatched(socket) => socket,
-                Socket::Watched(stream, _) => {
-                    // A runtime that was shut down does not give it back.
-                    let copy = stream.as_fd().try_clone_to_owned();
-                    stream.into_socket().or(copy)?
-                }
-                Socket::Lost => return Err(io::ErrorKind::NotConnected.into()),
+            // What is left if any of this fails, for the moment perhaps: the end, and all that came for it.
+            let copy = self.fd()?.try_clone_to_owned()?;
+            let socket = match mem::replace(&mut self.socket, Socket::Unwatched(copy)) {
+                Socket::Unwatched(socket) => Some(socket),
+                // A runtime that was shut down does not give it back.
+                Socket::Watched(stream, _) => stream.into_socket().ok(),
+                Socket::Lost => None,
             };
-            self.socket = Socket::Watched(register(socket, self.way == Way::Sends, current.is_some())?, current);
+            let stream = register(self.fd()?, socket, self.way == Way::Sends, current.is_some())?;
+            self.socket = Socket::Watched(stream, current);
         }
         match &self.socket {
             Socket::Watched(stream, _) => Ok(stream),
@@ -131,10 +131,12 @@ impl End {
     }
 }
 
-fn register(socket: OwnedFd, writing: bool, here: bool) -> io::Result<Stream> {
-    let copy = socket.try_clone()?;
+/// Has `socket`, or else a copy of `fd`, watched by the runtime that is here, if there is one that can.
+fn register(fd: BorrowedFd<'_>, socket: Option<OwnedFd>, writing: bool, here: bool) -> io::Result<Stream> {
+    let owned = |socket: Option<OwnedFd>| socket.map_or_else(|| fd.try_clone_to_owned(), Ok);
+    let mut socket = socket;
     if here {
-        match Stream::register(socket, writing) {
+        match Stream::register(owned(socket.take())?, writing) {
             Ok(stream) => return Ok(stream),
             Err(Unwatched::Io(e)) => return Err(e),
             Err(Unwatched::NoReactor) => {}
@@ -142,7 +144,7 @@ fn register(socket: OwnedFd, writing: bool, here: bool) -> io::Result<Stream> {
     }
     let reactor = reactor::get()?;
     let _entered = reactor.enter();
-    Stream::register(copy, writing).map_err(|unwatched| match unwatched {
+    Stream::register(owned(socket)?, writing).map_err(|unwatched| match unwatched {
         Unwatched::Io(e) => e,
         Unwatched::NoReactor => io::ErrorKind::Unsupported.into(),
     })

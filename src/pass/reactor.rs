@@ -4,10 +4,10 @@
 
 use std::{
     io,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, PoisonError, mpsc},
 };
 
-use tokio::runtime::{Builder, Handle};
+use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::sys::process::pid;
 
@@ -28,12 +28,17 @@ pub(super) fn get() -> io::Result<Handle> {
     if let Some((_, runtime)) = reactor.as_ref().filter(|(owner, _)| *owner == pid()) {
         return Ok(runtime.clone());
     }
+    // The thread first: a runtime that got none would be dropped inside the caller's, perhaps, where tokio panics.
+    let (give, take) = mpsc::channel::<Runtime>();
+    std::thread::Builder::new().name("channels".to_owned()).stack_size(128 << 10).spawn(move || {
+        if let Ok(runtime) = take.recv() {
+            runtime.block_on(std::future::pending::<()>());
+        }
+    })?;
     let runtime = Builder::new_current_thread().enable_io().build()?;
     let handle = runtime.handle().clone();
-    std::thread::Builder::new()
-        .name("channels".to_owned())
-        .stack_size(128 << 10)
-        .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
+    // It waits for this.
+    let _ = give.send(runtime);
     *reactor = Some((pid(), handle.clone()));
     Ok(handle)
 }

@@ -11,6 +11,7 @@ use std::{
 };
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
+use tokio::task::coop::poll_proceed;
 
 use super::{Bytes, channel::ChannelError, end::End, stream::receive};
 use crate::wire::{
@@ -80,12 +81,16 @@ impl<T: DeserializeOwned> Receiver<T> {
     ///
     /// As [`recv`](Self::recv).
     pub fn poll_recv(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<T>, ChannelError>> {
+        // Who sends as fast as this receives would else keep the thread: nothing here waits while messages are there.
+        let turn = ready!(poll_proceed(context));
         let Self { end, incoming, .. } = self;
         loop {
             if let Some(message) = incoming.next() {
+                turn.made_progress();
                 return Poll::Ready(message.and_then(decode));
             }
             if incoming.ended {
+                turn.made_progress();
                 return Poll::Ready(incoming.end());
             }
             let received = ready!(end.poll(context, |socket| incoming.receive(socket)));
@@ -124,8 +129,8 @@ enum Message<'a> {
 /// Decodes a message. Its bytes are input.
 fn decode<T: DeserializeOwned>(message: Message<'_>) -> Result<Option<T>, ChannelError> {
     let decoded = match message {
-        Message::Among(bytes) => beside::decoding(bytes::Bytes::new(), None, || payload::decode(bytes)),
-        Message::Alone(bytes) => beside::decoding(bytes.clone(), None, || payload::decode(&bytes)),
+        Message::Among(bytes) => beside::decoding(bytes::Bytes::new(), None, || payload::decode_caught(bytes)),
+        Message::Alone(bytes) => beside::decoding(bytes.clone(), None, || payload::decode_caught(&bytes)),
     };
     decoded.map(Some).map_err(|e| match e {
         CodecError::Invalid(why) => ChannelError::Decode(why),

@@ -24,6 +24,11 @@ pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((fd::above_stdio(a)?, fd::above_stdio(b)?))
 }
 
+/// Whether this says that the other end is closed. Anything else that a call says may pass.
+pub(crate) fn is_peer_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN))
+}
+
 /// Lets a socket refuse descriptors, where the kernel can (Linux 6.16): a worker must not be able to hand the parent
 /// one whose mere close blocks.
 pub(crate) fn refuse_fds(socket: impl AsFd) {

@@ -3,6 +3,8 @@
 //! `bincode` 2 with its standard (variable-length) integers. Decoding takes a slice, never a reader, and the slice must
 //! be used up to its last byte.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use bincode::error::DecodeError;
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -44,6 +46,16 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError>
         }
         Err(e) => Err(CodecError::Invalid(reason(e))),
     }
+}
+
+/// The same where a panic of the value's `Deserialize` is an error like any other: who wrote the bytes may have meant to
+/// cause one.
+pub(crate) fn decode_caught<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
+    catch_unwind(AssertUnwindSafe(|| decode(bytes))).unwrap_or_else(|payload| {
+        // Its destructor could panic again.
+        std::mem::forget(payload);
+        Err(CodecError::Invalid("its Deserialize implementation panicked".to_owned()))
+    })
 }
 
 fn reason(error: DecodeError) -> String {

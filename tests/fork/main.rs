@@ -10,6 +10,7 @@ mod answers;
 mod begun;
 mod bytes;
 mod cgroups;
+mod channel_ends;
 mod channels;
 mod denied;
 #[cfg(feature = "metrics")]
@@ -85,6 +86,7 @@ fn cases() -> Vec<Case> {
         answers::CASES,
         begun::CASES,
         cgroups::CASES,
+        channel_ends::CASES,
         channels::CASES,
         #[cfg(feature = "smol")]
         channels::SMOL_CASES,
