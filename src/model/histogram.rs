@@ -43,7 +43,8 @@ impl Latency {
 
     /// The mean, or zero if it was never measured.
     pub fn mean(&self) -> Duration {
-        u32::try_from(self.count()).ok().filter(|&n| n > 0).map_or(Duration::ZERO, |n| self.total / n)
+        let nanos = self.total.as_nanos().checked_div(self.count().into()).unwrap_or(0);
+        Duration::from_nanos(nanos.try_into().unwrap_or(u64::MAX))
     }
 
     /// What `quantile` (from 0 to 1) of the measurements were not above, a fifth too large at most; zero if it was never

@@ -10,7 +10,6 @@ use bytes::Bytes;
 use super::{
     line::{Line, hand_over},
     metrics::{Outcome, Stage},
-    parcel::is_out_of_descriptors,
     race::{Either, race},
     roster,
     worker::{Exit, Status},
@@ -35,6 +34,10 @@ pub(super) struct Conversation {
     unread: bool,
     /// The job was revoked before it was read: whatever becomes of its worker, the task has not begun.
     revoked: bool,
+    /// The zygote did not say who its worker is.
+    nameless: bool,
+    /// The outcome is counted, or the task goes on elsewhere.
+    settled: bool,
 }
 
 impl Drop for Conversation {
@@ -54,13 +57,21 @@ impl Drop for Conversation {
             (_, _) if status.cut => self.line.driver.roster().leave(self.line.worker.id, None),
             // A limit cut the task and its caller knows; the worker still has its grace period.
             (Some(socket), Some(_)) => self.line.driver.roster().leave(self.line.worker.id, Some(socket)),
-            (socket, _) => hand_over(&mut self.line, socket),
+            (socket, _) => {
+                if !self.settled {
+                    self.line.zygote.counters.finished(Outcome::Cancelled);
+                }
+                hand_over(&mut self.line, socket);
+            }
         }
     }
 }
 
 /// Why a result of which the first bytes are there is given up.
 pub(super) const NO_ROOM: &str = "there is not enough memory for it";
+
+/// How long an outcome waits for the zygote to say who its worker was.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The worker's last words, or how it broke the protocol.
 type Words = Result<Terminal<Bytes>, String>;
@@ -84,7 +95,17 @@ impl Conversation {
     pub(super) fn new(line: Line, stream: Stream) -> Self {
         let limit = line.job.result_limit;
         let reader = if line.job.quiet { Reader::of_terminal(limit) } else { Reader::new(limit) };
-        Self { line, stream: Some(stream), reader, done: false, given_up: false, unread: false, revoked: false }
+        Self {
+            line,
+            stream: Some(stream),
+            reader,
+            done: false,
+            given_up: false,
+            unread: false,
+            revoked: false,
+            nameless: false,
+            settled: false,
+        }
     }
 
     /// Holds the conversation to its end, and gives the one outcome of the task.
@@ -102,6 +123,7 @@ impl Conversation {
             }
             self.line.zygote.counters.finished(Outcome::of(&outcome));
         }
+        self.settled = true;
         outcome
     }
 
@@ -145,7 +167,13 @@ impl Conversation {
             if let Some(outcome) = self.outcome(&status, &mut words) {
                 return outcome;
             }
-            if words.is_some() || socket_ended {
+            if words.is_some() {
+                // All that is missing is a name. A zygote that somebody stopped does not give one.
+                let patience = self.line.driver.enter(|| tokio::time::sleep(PATIENCE));
+                self.nameless |= matches!(race(self.wait_for_news(&status), patience).await, Either::Second(()));
+                continue;
+            }
+            if socket_ended {
                 self.wait_for_news(&status).await;
                 continue;
             }
@@ -163,7 +191,7 @@ impl Conversation {
                 Heard::Status => {}
                 Heard::ShutDown => return Err(Error::ShutDown),
                 Heard::Unsendable(source) => {
-                    let (task, step) = (self.line.worker.task_id(), "send the descriptors of its job".to_owned());
+                    let (task, step) = (self.line.worker.task_id(), "send its job".to_owned());
                     return Err(Error::Spawn { task, step, source: Arc::new(source) });
                 }
                 Heard::NoRoom => {
@@ -196,9 +224,10 @@ impl Conversation {
             }
             Some(Exit::Lost) => Some(ExitStatus::Unknown),
         };
-        // An outcome that is not good names the pid; the zygote's word of it is under way.
+        // An outcome that is not good names the pid. If the worker did not say it, the zygote's word is under way.
         let good = matches!(words, Some(Ok(Terminal::Returned(_))));
-        if !good && status.pid.is_none() && exit.is_none() && !status.orphaned && !timed_out(status) {
+        let named = task.pid.is_some() || self.nameless || exit.is_some() || status.orphaned;
+        if !good && !named && !timed_out(status) {
             return None;
         }
         let ending = match settle(status.cause, started, words.take(), exit)? {
@@ -222,6 +251,8 @@ impl Conversation {
                 let (step, source) = match (errno, what.split_once(": ")) {
                     (0, Some((step, why))) => (step.to_owned(), io::Error::other(why.to_owned())),
                     (0, None) => (what, io::Error::other("it is not possible")),
+                    // After a task has begun no error of the system's says that it may be tried again.
+                    (errno, _) if started => (what, io::Error::other(io::Error::from_raw_os_error(errno))),
                     (errno, _) => (what, io::Error::from_raw_os_error(errno)),
                 };
                 Error::Spawn { task, step, source: Arc::new(source) }
@@ -271,7 +302,7 @@ impl Conversation {
             };
             match read {
                 Err(e) if tokio::runtime::is_rt_shutdown_err(&e) => return Heard::ShutDown,
-                // ECONNRESET comes before what the worker said is read (FAULTS P10): read on.
+                // ECONNRESET comes before what the worker said is read: read on.
                 Err(e) if e.kind() == io::ErrorKind::ConnectionReset => self.unread = true,
                 Err(e) if e.kind() == io::ErrorKind::OutOfMemory => return Heard::NoRoom,
                 Err(_) | Ok((0, _)) => return Heard::End,
@@ -291,7 +322,8 @@ impl Conversation {
         let Line { job, sent, .. } = line;
         match writing.write(|socket| job.parcel.send(socket, sent)).await {
             Err(e) if tokio::runtime::is_rt_shutdown_err(&e) => return Err(Heard::ShutDown),
-            Err(e) if is_out_of_descriptors(&e) => return Err(Heard::Unsendable(e)),
+            // It waits for the rest of its job, and would for ever.
+            Err(e) if !socket::is_peer_gone(&e) => return Err(Heard::Unsendable(e)),
             // The worker is gone, or is leaving: what it said, or its exit, tells why.
             Ok(()) | Err(_) => {}
         }

@@ -6,11 +6,15 @@ use std::{
     collections::VecDeque,
     io,
     os::fd::{AsFd, OwnedFd},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak, mpsc},
     time::{Duration, Instant},
 };
 
-use tokio::{net::unix::pipe, runtime, sync::Notify};
+use tokio::{
+    net::unix::pipe,
+    runtime::{self, Runtime},
+    sync::Notify,
+};
 
 use super::{
     link::{self, Link},
@@ -45,15 +49,22 @@ pub(super) fn get() -> io::Result<&'static Driver> {
     if let Some(driver) = DRIVER.get() {
         return Ok(driver);
     }
+    // The thread first: a runtime that got none would be dropped inside the caller's, where tokio panics.
+    let (give, take) = mpsc::channel::<(Runtime, &'static Driver)>();
+    let body = move || {
+        if let Ok((runtime, driver)) = take.recv() {
+            runtime.block_on(driver.sweep());
+        }
+    };
+    // A signal to the program is the program's: no handler of it ever runs on this thread.
+    signal::with_all_blocked(|| std::thread::Builder::new().name("run-in-process".to_owned()).spawn(body))?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     // Ends of channels that are polled by another executor need a reactor too.
     reactor::offer(runtime.handle());
     let driver = Driver { runtime: runtime.handle().clone(), roster: Mutex::default(), sooner: Notify::new() };
     let driver: &'static Driver = Box::leak(Box::new(driver));
-    // A signal to the program is the program's: no handler of it ever runs on this thread.
-    signal::with_all_blocked(|| {
-        std::thread::Builder::new().name("run-in-process".to_owned()).spawn(move || runtime.block_on(driver.sweep()))
-    })?;
+    // It waits for this.
+    let _ = give.send((runtime, driver));
     Ok(DRIVER.get_or_init(|| driver))
 }
 
@@ -174,7 +185,7 @@ impl Driver {
             let receive = || socket::receive_at_the_limit(socket.as_fd(), &mut buffer, &mut more, false);
             let received = match socket.try_io(receive) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
-                // It left orders unread. What it said before comes after this (FAULTS P10), and then the end.
+                // It left orders unread. What it said before comes after this, and then the end.
                 Err(e) if e.kind() == io::ErrorKind::ConnectionReset => continue,
                 Err(e) => return Err(e),
                 Ok(received) if received.bytes == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -260,7 +271,12 @@ async fn send_on(link: Arc<Link>) {
                 Ok(()) => break,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 // The reader sees the same and cleans up.
-                Err(_) => return,
+                Err(e) if socket::is_peer_gone(&e) || link.is_closed() => return,
+                // Too many descriptors in flight, or no memory: that passes.
+                Err(_) => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    continue;
+                }
             }
             if socket.writable().await.is_err() {
                 return;
@@ -287,7 +303,7 @@ pub(super) async fn wait_for_pidfd(pidfd: OwnedFd) -> ExitStatus {
     ExitStatus::Unknown
 }
 
-/// A worker did not end by itself and is killed (SEED S28).
+/// A worker did not end by itself and is killed.
 pub(super) fn warn_killed(worker: &Worker, cause: Option<Cause>) {
     #[cfg(feature = "tracing")]
     {

@@ -201,6 +201,7 @@ impl Drop for Line {
     /// Never watched: the job is taken back, and the worker ended.
     fn drop(&mut self) {
         if self.socket.is_some() && self.owner == process::pid() {
+            self.zygote.counters.finished(Outcome::Cancelled);
             hand_over(self, None);
         }
     }
@@ -208,7 +209,6 @@ impl Drop for Line {
 
 /// Ends the worker whose caller is gone. The driver carries that on.
 pub(super) fn hand_over(line: &mut Line, socket: Option<OwnedFd>) {
-    line.zygote.counters.finished(Outcome::Cancelled);
     let Some(socket) = socket.or_else(|| line.socket.take()) else {
         // It went with the runtime that watched it, which ends the worker.
         line.driver.roster().leave(line.worker.id, None);

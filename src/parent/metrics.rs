@@ -14,9 +14,12 @@ use crate::{
 
 /// A snapshot of a zygote's tasks: made by [`Zygote::metrics`].
 ///
-/// With the feature `metrics` the same goes to the `metrics` facade as it happens: counters
-/// `run_in_process.started` and `run_in_process.finished` (label `outcome`), and histograms in seconds
-/// `run_in_process.queued`, `.dispatched`, `.executing`, `.result` and `.exited`.
+/// A worker of a [`Pool`](crate::Pool) is one task here, however many it serves: those are not counted.
+///
+/// With the feature `metrics` what happens goes to the `metrics` facade too: counters `run_in_process.started` (label `warm`:
+/// `yes` or `no`), `run_in_process.finished` (label `outcome`: the names in [`Finished`]) and
+/// `run_in_process.zygotes_lost`, and histograms in seconds `run_in_process.queued`, `.dispatched`, `.executing`, `.result`
+/// and `.exited`. What stands and waits at the moment is in the snapshot only.
 ///
 /// ```
 /// tokio_run_in_process::block_on(async {
@@ -128,7 +131,7 @@ struct Buckets {
 #[derive(Debug)]
 pub(super) struct Counters {
     pub(super) queued: AtomicUsize,
-    pub(super) zygotes_lost: AtomicU64,
+    zygotes_lost: AtomicU64,
     started: [AtomicU64; 2],
     finished: [AtomicU64; OUTCOMES],
     stages: [Buckets; STAGES],
@@ -170,6 +173,12 @@ impl Counters {
         metrics::counter!("run_in_process.started", "warm" => if warm { "yes" } else { "no" }).increment(1);
     }
 
+    pub(super) fn lost_zygote(&self) {
+        self.zygotes_lost.fetch_add(1, Relaxed);
+        #[cfg(feature = "metrics")]
+        metrics::counter!("run_in_process.zygotes_lost").increment(1);
+    }
+
     pub(super) fn finished(&self, outcome: Outcome) {
         self.finished[outcome as usize].fetch_add(1, Relaxed);
         #[cfg(feature = "metrics")]
@@ -177,7 +186,7 @@ impl Counters {
             Outcome::Returned => "returned",
             Outcome::Panicked => "panicked",
             Outcome::Cancelled => "cancelled",
-            Outcome::TimedOut => "timed out",
+            Outcome::TimedOut => "timed_out",
             Outcome::Exited => "exited",
             Outcome::Signaled => "signaled",
             Outcome::Failed => "failed",

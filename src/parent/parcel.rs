@@ -39,7 +39,9 @@ impl Parcel {
     ///
     /// # Errors
     ///
-    /// `WouldBlock`, or that nothing can be sent; what was sent before stays.
+    /// `WouldBlock`, or that nothing can be sent: the other end is gone (`is_peer_gone`), or else the system lacks something
+    /// (there are too many descriptors on their way, of all processes of the user: `ETOOMANYREFS`, unix(7)) or refuses one of
+    /// the descriptors. What was sent before stays.
     pub(super) fn send(&self, socket: BorrowedFd<'_>, sent: &mut usize) -> io::Result<bool> {
         if *sent == 0 {
             socket::make_room(socket, self.len());
@@ -90,10 +92,4 @@ impl fmt::Debug for Parcel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Parcel").field("len", &self.len()).finish_non_exhaustive()
     }
-}
-
-/// Whether this says that there are too many descriptors on their way, of all processes of the user together
-/// (`ETOOMANYREFS`, unix(7)).
-pub(super) fn is_out_of_descriptors(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::ETOOMANYREFS)
 }

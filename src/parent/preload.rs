@@ -27,7 +27,7 @@ use crate::{
     error::{Error, TaskId},
     model::{ExitStatus, Failure, Phase, Signal, Terminal},
     pass::stream::Stream,
-    sys::process,
+    sys::{process, socket},
     task::{BlockingTask, Entry},
     wire::{
         control::Order,
@@ -47,8 +47,10 @@ impl Zygote {
     /// Makes another zygote, which first runs `function`, and whose workers share what that made: a model, tables, a
     /// database that was opened.
     ///
-    /// At any time, from a program with any number of threads: the new one is forked from the pristine image that this
-    /// one comes from too. `function` is a plain function or closure that captures nothing, with `serde` arguments (a
+    /// At any time, from a program with any number of threads: the new one is forked from where this one comes from. That is
+    /// the image of `init`, or, if this one has preloaded something itself, one in which that is there too. So a program
+    /// that replaces its generation again and again makes all of them from the first: else each keeps what those before it
+    /// made. `function` is a plain function or closure that captures nothing, with `serde` arguments (a
     /// [`Sender`](crate::Sender) among them to hear how far it is); what it returns can be of any type. Tasks find that by
     /// [`worker::preloaded`](crate::worker::preloaded), or in the statics that the function filled. Files that it opened
     /// are open in the workers. Give the tasks to the new handle, and drop the old one when you like: its tasks finish.
@@ -233,9 +235,13 @@ async fn run(half: &Half, job: &BareJob) -> Result<(), Error> {
     let wrote = writing.write(|socket| job.parcel.send(socket, &mut sent)).await;
     let ours = writing.into_socket().map_err(failed(job, "watch a socket"))?;
     let mut reading = Stream::register(ours, false).map_err(|_| unwatched())?;
-    if wrote.is_ok() {
+    match wrote {
         // The function may wait for the end of a channel, of which this was a copy.
-        job.parcel.let_go();
+        Ok(()) => job.parcel.let_go(),
+        // Why, its exit tells.
+        Err(e) if socket::is_peer_gone(&e) => {}
+        // It waits for the rest of its job, and would for ever.
+        Err(e) => return Err(failed(job, "send its job")(e)),
     }
     let mut reader = Reader::of_terminal(0);
     let mut buffer = vec![0; 4096];

@@ -3,7 +3,7 @@
 use std::{
     io,
     os::fd::{AsFd, AsRawFd},
-    sync::{Arc, Weak, atomic::Ordering::Relaxed},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -35,7 +35,7 @@ impl Driver {
                 // It needs none.
                 continue;
             }
-            inner.counters.zygotes_lost.fetch_add(1, Relaxed);
+            inner.counters.lost_zygote();
             // Before anything else is done: whoever waits for the next one must not take this one for it.
             let wait = inner.lineage.is_down(inner.counters.returned());
             self.spawn(self.recover(Arc::downgrade(inner), wait));

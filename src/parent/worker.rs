@@ -90,7 +90,9 @@ impl Worker {
     }
 
     pub(super) fn task_id(&self) -> TaskId {
-        TaskId { name: self.name.clone(), pid: self.status.borrow().pid }
+        // Its own word if the zygote's is not there yet, which may be stopped.
+        let pid = self.status.borrow().pid.or(self.said().map(|(pid, _)| pid));
+        TaskId { name: self.name.clone(), pid }
     }
 
     /// Waits until `condition` holds, and gives what is known then.

@@ -106,6 +106,8 @@ fn named(size: u64) -> io::Result<(OwnedFd, OwnedFd)> {
         let write = fs::File::from(write);
         if size > 0 {
             write.set_len(size)?;
+            // It lies where little room may be (a /dev/shm of 64 MB): to lack it is an error here, and SIGBUS later.
+            os::memory::allocate(&write, size)?;
         }
         return Ok((write.into(), read?));
     }

@@ -58,10 +58,15 @@ impl SignalSet {
 
 /// Runs `body` with every signal blocked in this thread: what it starts inherits that.
 pub(crate) fn with_all_blocked<T>(body: impl FnOnce() -> T) -> T {
-    let before = SignalSet::all().apply();
-    let value = body();
-    before.apply();
-    value
+    /// Also if it panics: the thread may be one of a runtime, which catches that and goes on.
+    struct Restore(SignalSet);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            self.0.apply();
+        }
+    }
+    let _before = Restore(SignalSet::all().apply());
+    body()
 }
 
 /// Runs `body`, which may write to a pipe that nobody reads any more, without the SIGPIPE that comes of it: the error is

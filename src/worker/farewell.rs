@@ -32,8 +32,10 @@ pub(super) fn task_begins() {
 /// build) waits for the first to end it.
 pub(super) fn say(terminal: Terminal<Rope>) -> ! {
     if SAID.swap(true, Ordering::SeqCst) {
-        std::thread::sleep(Duration::from_secs(60));
-        process::exit(1);
+        // However long: the caller may take its time over a large result.
+        loop {
+            std::thread::park();
+        }
     }
     flush();
     let code = match terminal {

@@ -65,10 +65,12 @@ pub(super) fn caught<B>(payload: Box<dyn Any + Send>) -> Terminal<B> {
     }
     let message = message(&*payload);
     std::mem::forget(payload);
+    // Long messages are cut, this one too.
+    let bare = PanicReport::new(message, None, None, Vec::new());
     let report = match LAST.take() {
-        Some(report) if report.message == message || message == "<non-string>" => report,
+        Some(report) if report.message == bare.message || bare.message == "<non-string>" => report,
         // Re-raised with `resume_unwind`, or the task replaced the hook.
-        _ => Box::new(PanicReport::new(message, None, None, Vec::new())),
+        _ => Box::new(bare),
     };
     Terminal::Panicked(report)
 }

@@ -82,6 +82,10 @@ pub(crate) fn main(job: OwnedFd, prepare: Prepare, rehearse: bool, kept: &[RawFd
         Ok(arguments) => arguments,
         Err(failure) => farewell::say(Terminal::Failed(failure)),
     };
+    // Before the commit point: such a task has not begun, and may be tried again.
+    if let (Host::Tokio | Host::Pool, Some(Err(e))) = (&task.header.host, &runtime) {
+        farewell::say(Terminal::Failed(setup("build its tokio runtime", e)))
+    }
     if task.header.host == Host::Blocking {
         // Nothing polls a plain function: a signal acts at once, unless the task takes it over.
         signal::reset(Signal::TERM);

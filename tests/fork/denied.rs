@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio_run_in_process::{Error, Shared, Signal, StartError, Zygote, default_zygote};
+use tokio_run_in_process::{Error, Shared, Signal, StartError, Zygote, default_zygote, run_in_process};
 
 use crate::{
     harness::{eventually, is_alive, skip},
@@ -21,6 +21,8 @@ crate::cases![
     g96_memfd_create_is_denied,
     g97_pidfds_are_denied,
     g97_clone3_is_not_there,
+    a_program_that_can_have_no_thread,
+    a_program_that_can_have_no_thread_more,
     g98_close_range_is_denied,
     g99_what_newer_kernels_add_is_denied,
     g99_sigkill_on_hang_up_is_denied,
@@ -153,6 +155,37 @@ fn g97_pidfds_are_denied() {
 fn g97_clone3_is_not_there() {
     deny(&[all_of(libc::SYS_clone3)], libc::ENOSYS);
     works();
+}
+
+/// At the limit of processes, as in a container.
+fn deny_threads() {
+    deny(&[all_of(libc::SYS_clone3), all_of(libc::SYS_clone)], libc::EAGAIN);
+}
+
+fn a_program_that_can_have_no_thread() {
+    tokio_run_in_process::init().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let blocked = || crate::tools::status(std::process::id(), "SigBlk").unwrap();
+    let before = blocked();
+    deny_threads();
+    for _ in 0..2 {
+        let error = runtime.block_on(run_in_process(async || 1, ())).unwrap_err();
+        assert!(matches!(&error, Error::Spawn { step, .. } if step == "start the driver thread"), "{error:?}");
+        assert!(error.is_retryable(), "{error:?}");
+        assert_eq!(blocked(), before, "this thread hears signals as before");
+    }
+}
+
+/// Larger results are decoded by a thread of the runtime, if there is one to be had.
+fn a_program_that_can_have_no_thread_more() {
+    tokio_run_in_process::init().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        assert_eq!(run_in_process(async || 1, ()).await.unwrap(), 1);
+        deny_threads();
+        let text = run_in_process(async || "x".repeat(1 << 20), ()).await.unwrap();
+        assert_eq!(text.len(), 1 << 20);
+    });
 }
 
 fn g98_close_range_is_denied() {

@@ -13,11 +13,12 @@ use crate::{
     lost_zygote::{inherits, soon},
     orphans::Life,
     recovery::{Patients, both, kill, try_both, works},
-    tools::stop,
+    tools::{Notes, note, stop},
 };
 
 crate::cases![
     e63_a_stopped_zygote_disturbs_nothing_that_runs,
+    e63_a_stopped_zygote_holds_no_outcome_up,
     e61_a_crash_loop_is_seen_and_ends,
     e61_a_slow_crash_loop_is_seen_and_ends,
     e61_what_escaped_from_a_worker_is_reaped_and_let_alone,
@@ -60,6 +61,38 @@ fn e63_a_stopped_zygote_disturbs_nothing_that_runs() {
             eventually("two zygotes", || try_both(&zygote).is_some()).await;
         }
         eventually("all are gone", || zygote.metrics().alive == 0).await;
+    });
+}
+
+async fn panics_when_told(path: String) {
+    note(&path, " ready ");
+    while !std::fs::read_to_string(&path).unwrap().contains("now") {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("on purpose")
+}
+
+/// An outcome that is not good names its worker. The zygote would say who that is.
+fn e63_a_stopped_zygote_holds_no_outcome_up() {
+    let zygote = Zygote::builder().warm(0).start().unwrap();
+    multi_thread().block_on(async {
+        for quiet in [false, true] {
+            if quiet {
+                tokio_run_in_process::test_support::announce_less();
+            }
+            let notes = Notes::new("panics");
+            let running = tokio::spawn(zygote.run_in_process(panics_when_told, notes.path()));
+            notes.say("ready").await;
+            let serving = both(&zygote).serving;
+            stop(serving.pid).await;
+            note(&notes.path(), "now");
+            let error = soon("the outcome", running).await.unwrap().unwrap_err();
+            assert!(error.is_panic(), "{error:?}");
+            assert!(quiet || error.task().unwrap().pid().is_some(), "it said itself who it is: {error}");
+            serving.signal(libc::SIGCONT);
+            eventually("it is gone", || zygote.metrics().alive == 0).await;
+            works(&zygote).await;
+        }
     });
 }
 

@@ -13,7 +13,6 @@ use super::super::{
     bare::BareJob,
     conversation::NO_ROOM,
     driver::{self, Driver},
-    parcel::is_out_of_descriptors,
     process::Process,
     warm::job_socket,
     zygote::Zygote,
@@ -22,6 +21,7 @@ use crate::{
     error::{Coded, Error, TaskId},
     model::{Failure, Terminal},
     pass::stream::{Stream, Unwatched},
+    sys::socket,
     task::Entry,
     wire::frame::{Frame, Reader},
 };
@@ -89,8 +89,8 @@ impl Lane {
         }
         match tried {
             Ok(_) => {}
-            Err(e) if is_out_of_descriptors(&e) => {
-                let (task, step) = (self.task_id(job), "send the descriptors of its job".to_owned());
+            Err(e) if !socket::is_peer_gone(&e) && !tokio::runtime::is_rt_shutdown_err(&e) => {
+                let (task, step) = (self.task_id(job), "send its job".to_owned());
                 return Err(LaneError::Ended(Error::Spawn { task, step, source: Arc::new(e) }));
             }
             Err(e) => return Err(self.ended(&e, job).await),

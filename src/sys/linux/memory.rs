@@ -1,6 +1,10 @@
 //! Memory that is asked for with few page faults, and memory that processes share.
 
-use std::{io, mem::MaybeUninit, os::fd::OwnedFd};
+use std::{
+    io,
+    mem::MaybeUninit,
+    os::fd::{AsFd, OwnedFd},
+};
 
 use memfd::{FileSeal, Memfd, MemfdOptions};
 
@@ -27,6 +31,17 @@ pub(in crate::sys) fn sealable(size: u64) -> io::Result<OwnedFd> {
     let memory = memory.map_err(cause)?.into_file();
     memory.set_len(size)?;
     Ok(memory.into())
+}
+
+/// Sees that there is memory for all of it.
+pub(in crate::sys) fn allocate(fd: &impl AsFd, size: u64) -> io::Result<()> {
+    let size = i64::try_from(size).map_err(|_| io::ErrorKind::InvalidInput)?;
+    loop {
+        match nix::fcntl::posix_fallocate(fd, 0, size) {
+            Err(nix::Error::EINTR) => {}
+            allocated => return Ok(allocated?),
+        }
+    }
 }
 
 /// From now on nobody can write it, or make it larger or smaller. `EBUSY` while it is mapped for writing.

@@ -1,11 +1,19 @@
 //! What macOS has of it.
 
-use std::{io, mem::MaybeUninit, os::fd::OwnedFd};
+use std::{
+    io,
+    mem::MaybeUninit,
+    os::fd::{AsFd, OwnedFd},
+};
 
 pub(in crate::sys) fn map_soon(_region: &mut [MaybeUninit<u8>], _huge: bool) {}
 
 pub(in crate::sys) fn sealable(_size: u64) -> io::Result<OwnedFd> {
     Err(io::ErrorKind::Unsupported.into())
+}
+
+pub(in crate::sys) fn allocate(_fd: &impl AsFd, _size: u64) -> io::Result<()> {
+    Ok(())
 }
 
 pub(in crate::sys) fn seal(_fd: OwnedFd) -> io::Result<OwnedFd> {
