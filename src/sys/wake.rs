@@ -1,9 +1,10 @@
 //! How a signal wakes a worker's runtime.
 //!
-//! The handler may only count and poke a descriptor. A worker has no descriptor to spare (promise 7), but its job
-//! socket is read to the end by then: shutting down its reading side makes it readable for ever, which any reactor
-//! notices, and hurts nobody. That pokes once, which is enough to end a task. A task that takes signals over gets a
-//! socket pair of its own and can be poked again and again.
+//! The handler may only count and poke a descriptor. A worker has no descriptor to spare, but its job socket is read to
+//! the end by then: shutting down its reading side makes it readable for ever, which any reactor notices, and hurts
+//! nobody. That pokes once, which is enough to end a task. A task that takes signals over gets a socket pair of its own
+//! and can be poked again and again. A worker of a pool that waits for its next task blocks in a read of its line, so that
+//! is shut down too.
 
 use std::{
     io,
@@ -21,6 +22,8 @@ const SIGNALS: usize = 65;
 static COUNTS: [AtomicU32; SIGNALS] = [const { AtomicU32::new(0) }; SIGNALS];
 static JOB: AtomicI32 = AtomicI32::new(-1);
 static POKE: AtomicI32 = AtomicI32::new(-1);
+/// What a signal that ends the task ends too: a read in which the thread blocks.
+static READ: AtomicI32 = AtomicI32::new(-1);
 
 /// The handler that counts a signal and wakes whoever waits.
 pub(crate) const COUNT: Handler = count;
@@ -31,6 +34,11 @@ extern "C" fn count(signal: libc::c_int) {
         count.fetch_add(1, Ordering::SeqCst);
     }
     poke();
+    let read = READ.load(Ordering::SeqCst);
+    if read >= 0 && (signal == libc::SIGTERM || signal == libc::SIGINT) {
+        // SAFETY: touches no memory.
+        let _ = unsafe { libc::shutdown(read, libc::SHUT_RD) };
+    }
     super::os::set_errno(errno);
 }
 
@@ -59,6 +67,11 @@ pub(crate) fn job() -> Option<BorrowedFd<'static>> {
     let fd = JOB.load(Ordering::SeqCst);
     // SAFETY: the job socket stays open until the worker exits.
     (fd >= 0).then(|| unsafe { BorrowedFd::borrow_raw(fd) })
+}
+
+/// Says that from now on SIGTERM and SIGINT shut down the reading side of this socket, or, with `None`, of none.
+pub(crate) fn set_read(socket: Option<BorrowedFd<'_>>) {
+    READ.store(socket.map_or(-1, |socket| socket.as_raw_fd()), Ordering::SeqCst);
 }
 
 /// How often the signal arrived.

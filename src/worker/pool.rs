@@ -19,11 +19,11 @@ use std::{
     time::Duration,
 };
 
-use super::{farewell, panic, prologue::Job};
+use super::{farewell, panic, prologue::Job, signals};
 use crate::{
     model::{Failure, Terminal},
     pass,
-    sys::{process, socket},
+    sys::{process, socket, wake},
     task::{BoxedTask, Encoded, Entry},
     wire::{frame, rope::Rope},
 };
@@ -41,8 +41,15 @@ pub(super) async fn serve(initializer: BoxedTask) -> Encoded {
     let setup = |errno| Failure::Setup { what: "read a job of the pool".to_owned(), errno };
     let line = LINE.lock().unwrap_or_else(PoisonError::into_inner).take().ok_or_else(|| setup(libc::ENOTCONN))?;
     loop {
-        let mut job = match Job::read(&line) {
-            Ok(job) => job,
+        // A signal that comes while it is idle ends it at once, and not the task that comes next: one that is not read goes
+        // to another worker. In this order, or a signal in between would be missed.
+        wake::set_read((!signals::is_taken_over()).then_some(line.as_fd()));
+        let read =
+            if signals::ending().is_some() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Job::read(&line) };
+        wake::set_read(None);
+        let (mut job, leaves) = match read {
+            // If the task came with the signal, no other worker will have it: it is done first.
+            Ok(job) => (job, signals::take_ending()),
             // The pool has no more for it. Nothing is what `()` encodes to.
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(Rope::default()),
             Err(e) => return Err(setup(e.raw_os_error().unwrap_or(0))),
@@ -57,9 +64,19 @@ pub(super) async fn serve(initializer: BoxedTask) -> Encoded {
             Err(failure) => Terminal::Failed(failure),
         };
         let (header, body) = frame::encode(terminal, Duration::ZERO);
-        // A pool that is gone has ended this worker's line, which the next read says.
-        let _ = farewell::send(line.as_fd(), &header, &body);
+        match farewell::send(line.as_fd(), &header, &body) {
+            // A pool that is gone has ended this worker's line, which the next read says.
+            Err(e) if !socket::is_peer_gone(&e) => {
+                // Half a frame may be out, and nothing can follow that.
+                let what = "answer a task of the pool".to_owned();
+                return Err(Failure::Setup { what, errno: e.raw_os_error().unwrap_or(0) });
+            }
+            Ok(()) | Err(_) => {}
+        }
         pass::let_go();
+        if leaves {
+            return Ok(Rope::default());
+        }
     }
 }
 

@@ -85,6 +85,22 @@ pub(super) fn ending() -> Option<Signal> {
     })
 }
 
+/// Takes those that would end the task as received. Whether there are any.
+pub(super) fn take_ending() -> bool {
+    let mut any = false;
+    while let Some(signal) = ending() {
+        let n = slot(signal).expect("a known signal");
+        RECEIVED[n].store(wake::arrived(signal), Ordering::SeqCst);
+        any = true;
+    }
+    any
+}
+
+/// Whether the task took over any of those that end it.
+pub(super) fn is_taken_over() -> bool {
+    ENDING.into_iter().filter_map(slot).any(|n| LISTENERS[n].load(Ordering::SeqCst) > 0)
+}
+
 /// Takes a signal over: from now on it does not end the task but is received here. When the last `Signals` of its kind
 /// is dropped, the signal acts as before.
 ///

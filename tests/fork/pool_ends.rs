@@ -21,6 +21,7 @@ crate::cases![
     a_panic_costs_its_task_only,
     however_a_worker_ends_its_task_hears_of_it,
     a_worker_killed_while_it_is_idle_is_replaced_unseen,
+    a_worker_told_to_end_while_it_is_idle_ends_and_costs_no_task,
     a_dropped_future_ends_its_task,
     a_task_over_its_time_is_ended,
     large_arguments_and_results,
@@ -202,6 +203,30 @@ fn a_worker_killed_while_it_is_idle_is_replaced_unseen() {
             let large = vec![7_u8; 1 << 20];
             assert_eq!(soon("large", pool.run(async |b: Vec<u8>| b.len(), large)).await.unwrap(), 1 << 20);
         }
+    });
+}
+
+fn a_worker_told_to_end_while_it_is_idle_ends_and_costs_no_task() {
+    undisturbed(|| async {
+        let pool = Pool::builder().workers(1).build().unwrap();
+        for signal in [libc::SIGTERM, libc::SIGINT] {
+            for _ in 0..20 {
+                let first = pool.run(pid, ()).await.unwrap();
+                // It may be leaving already: it served the last task all the same.
+                // SAFETY: touches no memory.
+                unsafe { libc::kill(first.try_into().unwrap(), signal) };
+                // At once, or when it is gone: the next task does not notice.
+                if signal == libc::SIGINT {
+                    eventually("it ends though it is idle", || !is_alive(first)).await;
+                }
+            }
+        }
+        // One who took the signal over in a task before goes on with it.
+        let takes = async || std::mem::forget(worker::signal(Signal::TERM).unwrap());
+        pool.run(takes, ()).await.unwrap();
+        let first = pool.run(pid, ()).await.unwrap();
+        send_signal(first, libc::SIGTERM);
+        assert_eq!(pool.run(pid, ()).await.unwrap(), first);
     });
 }
 
