@@ -92,6 +92,11 @@ impl Lifecycle {
         self.stage == Stage::Starting
     }
 
+    /// How long it has between SIGTERM and SIGKILL.
+    pub(crate) fn grace(&self) -> Duration {
+        self.limits.grace
+    }
+
     /// Whether it was asked to end, and still has its grace period.
     pub(crate) fn is_ending(&self) -> bool {
         self.stage == Stage::Ending

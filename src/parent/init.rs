@@ -2,14 +2,14 @@
 
 use std::{
     future::Future,
-    sync::{PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock, Weak},
 };
 
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     task::{Open, Run, Task},
-    zygote::Zygote,
+    zygote::{Inner, Zygote},
 };
 use crate::{
     error::{Error, StartError},
@@ -18,6 +18,7 @@ use crate::{
 };
 
 static DEFAULT: RwLock<Option<Zygote>> = RwLock::new(None);
+static FORMER: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
 
 /// Starts the process-wide zygote, which the free functions use. Call it once, first thing in `main`: after privileges
 /// were dropped, the program daemonised and log subscribers are installed, before anything starts a thread, so not under
@@ -53,8 +54,9 @@ pub fn init() -> Result<(), StartError> {
     Ok(())
 }
 
-/// Makes this the process-wide zygote, which the free functions use from now on; gives the one before. So a program that
-/// has preloaded its next generation goes over to it: tasks that are under way finish where they are.
+/// Makes this the process-wide zygote, which the free functions and [`Task::new`](crate::Task::new) use from now on; gives
+/// the one before. So a program that has [preloaded](Zygote::preload) its next generation goes over to it: tasks that are
+/// under way finish where they are. A [`Pool`](crate::Pool) stays with the zygote that it was made of.
 ///
 /// ```
 /// use tokio_run_in_process::{block_on, default_zygote, run_in_process, set_default_zygote, worker};
@@ -69,10 +71,25 @@ pub fn init() -> Result<(), StartError> {
 /// .unwrap();
 /// ```
 pub fn set_default_zygote(zygote: Zygote) -> Option<Zygote> {
-    DEFAULT.write().unwrap_or_else(PoisonError::into_inner).replace(zygote)
+    let before = DEFAULT.write().unwrap_or_else(PoisonError::into_inner).replace(zygote);
+    let mut former = FORMER.lock().unwrap_or_else(PoisonError::into_inner);
+    former.retain(|zygote| zygote.strong_count() > 0);
+    former.extend(before.iter().map(|zygote| Arc::downgrade(&zygote.0)));
+    before
 }
 
-/// The zygote that [`init`] started.
+/// The process-wide zygote, and those that were it before and still have a task or a handle: each once.
+pub(super) fn process_wide() -> Vec<Zygote> {
+    let mut zygotes: Vec<Zygote> = default_zygote().into_iter().collect();
+    for former in FORMER.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade) {
+        if !zygotes.iter().any(|zygote| Arc::ptr_eq(&zygote.0, &former)) {
+            zygotes.push(Zygote(former));
+        }
+    }
+    zygotes
+}
+
+/// The process-wide zygote: the one that [`init`] started, or that [`set_default_zygote`] set since.
 ///
 /// # Errors
 ///
@@ -193,6 +210,10 @@ where
 /// # Errors
 ///
 /// [`Error`], by cause.
+///
+/// # Cancel safety
+///
+/// Dropping the future ends the task, as with [`run_in_process`].
 ///
 /// ```
 /// use tokio_run_in_process::{block_on, run_blocking_in_process};

@@ -1,13 +1,20 @@
 //! Opt-in: signals that the program receives go on to its workers.
 
-use std::{io, thread::JoinHandle, time::Duration};
+use std::{
+    io,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
 
 use signal_hook::{
     iterator::{Handle, Signals},
     low_level::emulate_default_handler,
 };
 
-use super::{init::default_zygote, zygote::Zygote};
+use super::{
+    init::{default_zygote, process_wide},
+    zygote::Zygote,
+};
 use crate::{
     error::Error,
     model::Signal,
@@ -29,7 +36,8 @@ impl std::fmt::Debug for Relay {
     }
 }
 
-/// Relays SIGTERM, SIGHUP and SIGINT to the workers of the process-wide zygote: see [`Zygote::relay_signals`].
+/// Relays SIGTERM, SIGHUP and SIGINT to the workers of the process-wide zygote, whichever that is when a signal comes
+/// ([`set_default_zygote`](crate::set_default_zygote)), and of those that were it before: see [`Zygote::relay_signals`].
 ///
 /// # Errors
 ///
@@ -42,7 +50,8 @@ impl std::fmt::Debug for Relay {
 /// # Ok(()) }
 /// ```
 pub fn relay_signals() -> Result<Relay, Error> {
-    default_zygote()?.relay_signals().map_err(|e| Error::Spawn {
+    default_zygote()?.0.check_owner()?;
+    relay(process_wide).map_err(|e| Error::Spawn {
         task: crate::error::TaskId { name: "relay".into(), pid: None },
         step: "relay signals".to_owned(),
         source: e.into(),
@@ -50,10 +59,12 @@ pub fn relay_signals() -> Result<Relay, Error> {
 }
 
 impl Zygote {
-    /// Relays every SIGTERM, SIGHUP and SIGINT that this program receives to the workers that run then.
+    /// Relays every SIGTERM, SIGHUP and SIGINT that this program receives to the workers that run then. In a worker, SIGTERM
+    /// and SIGINT end the task as always; SIGHUP kills it at once, unless it took that over
+    /// ([`worker::signal`](crate::worker::signal())).
     ///
     /// A signal that had its default action when this was called still ends the program, as it would have: after its
-    /// workers are gone, or their grace period is over. One that the program handles (register your handlers before) is
+    /// workers are gone, or the longest of their grace periods is over. One that the program handles (register your handlers before) is
     /// left to those handlers. Workers are in sessions of their own, so without a relay a Ctrl-C reaches the program
     /// only, and its end ends them.
     ///
@@ -71,22 +82,8 @@ impl Zygote {
     /// ```
     pub fn relay_signals(&self) -> io::Result<Relay> {
         self.0.check_owner().map_err(io::Error::other)?;
-        let default = RELAYED.map(|signal| signal::disposition(signal) == Disposition::Default);
-        let mut signals = Signals::new(RELAYED.map(Signal::number))?;
-        let handle = signals.handle();
         let zygote = self.clone();
-        let thread = std::thread::Builder::new().name("relay-signals".to_owned()).spawn(move || {
-            for number in signals.forever() {
-                let relayed = Signal::from(number);
-                zygote.relay(relayed);
-                let at = RELAYED.iter().position(|&signal| signal == relayed);
-                if at.is_some_and(|at| default[at]) {
-                    zygote.wait_until_idle(zygote.0.config.grace_period);
-                    let _ = emulate_default_handler(number);
-                }
-            }
-        })?;
-        Ok(Relay { handle, thread: Some(thread) })
+        relay(move || vec![zygote.clone()])
     }
 
     fn relay(&self, signal: Signal) {
@@ -97,13 +94,38 @@ impl Zygote {
         }
     }
 
-    /// Waits, on a thread of its own, until no worker is left, at most `limit`.
-    fn wait_until_idle(&self, limit: Duration) {
-        let Ok(driver) = self.0.driver() else { return };
-        let start = std::time::Instant::now();
-        while start.elapsed() < limit && !driver.roster().ids(&self.0).is_empty() {
-            std::thread::sleep(Duration::from_millis(2));
+    /// How long its workers may take to end, if there are any.
+    fn longest_grace(&self) -> Option<Duration> {
+        let roster = self.0.driver().ok()?.roster();
+        (!roster.ids(&self.0).is_empty()).then(|| roster.longest_grace(&self.0))
+    }
+}
+
+/// Relays to the workers of these, asked for at every signal.
+fn relay(zygotes: impl Fn() -> Vec<Zygote> + Send + 'static) -> io::Result<Relay> {
+    let default = RELAYED.map(|signal| signal::disposition(signal) == Disposition::Default);
+    let mut signals = Signals::new(RELAYED.map(Signal::number))?;
+    let handle = signals.handle();
+    let thread = std::thread::Builder::new().name("relay-signals".to_owned()).spawn(move || {
+        for number in signals.forever() {
+            let relayed = Signal::from(number);
+            let zygotes = zygotes();
+            zygotes.iter().for_each(|zygote| zygote.relay(relayed));
+            let at = RELAYED.iter().position(|&signal| signal == relayed);
+            if at.is_some_and(|at| default[at]) {
+                wait_until_idle(&zygotes);
+                let _ = emulate_default_handler(number);
+            }
         }
+    })?;
+    Ok(Relay { handle, thread: Some(thread) })
+}
+
+/// Waits, on a thread of its own, until no worker is left, or those that are have had their time.
+fn wait_until_idle(zygotes: &[Zygote]) {
+    let start = Instant::now();
+    while zygotes.iter().filter_map(Zygote::longest_grace).max().is_some_and(|grace| start.elapsed() < grace) {
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

@@ -305,6 +305,12 @@ impl Roster {
         self.ids_where(|record| Arc::ptr_eq(&record.zygote, zygote))
     }
 
+    /// The longest grace period of the workers with a task of a handle.
+    pub(super) fn longest_grace(&self, zygote: &Arc<Inner>) -> Duration {
+        let of_it = self.records.values().filter(|record| Arc::ptr_eq(&record.zygote, zygote));
+        of_it.map(|record| record.life.grace()).max().unwrap_or_default()
+    }
+
     fn ids_where(&self, holds: impl Fn(&Record) -> bool) -> Vec<WorkerId> {
         self.records.values().filter(|record| holds(record)).map(|record| record.worker.id).collect()
     }

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use tokio_run_in_process::{ExitStatus, Process, Signal, Stdio, Task, worker};
+use tokio_run_in_process::{ExitStatus, Process, Signal, Stdio, Task, default_zygote, set_default_zygote, worker};
 
 use crate::{
     harness::{eventually, helper, is_alive, multi_thread},
@@ -21,9 +21,13 @@ crate::cases![
     s13_a_parent_that_handles_the_interrupt_sees_it_too,
     s13_without_a_relay_the_worker_ends_with_the_parent,
     s27_sigterm_and_sighup_are_relayed,
+    s27_a_relay_follows_the_process_wide_zygote,
 ];
 
-crate::helpers![relays, handles, does_not_relay];
+crate::helpers![relays, relays_on, handles, does_not_relay];
+
+/// How many runtimes there are.
+const WORKERS: usize = if cfg!(feature = "smol") { 3 } else { 2 };
 
 /// A task of each runtime that notes which signal it gets and ends with a value. They are ready when this returns.
 async fn open_listeners(task: Task, path: &str, signal: i32) -> Vec<Process<u32>> {
@@ -79,6 +83,21 @@ fn relays() {
     });
 }
 
+/// Goes over to another generation while tasks of the one before are under way.
+fn relays_on() {
+    let (path, signal) = path_and_signal();
+    tokio_run_in_process::init().unwrap();
+    tokio_run_in_process::relay_signals().unwrap().forget();
+    multi_thread().block_on(async {
+        let mut processes = open_listeners(Task::new(), &path, signal).await;
+        let next = default_zygote().unwrap().preload(|| (), ()).await.unwrap();
+        drop(set_default_zygote(next));
+        processes.extend(open_listeners(Task::new(), &path, signal).await);
+        say_pids(&processes);
+        never().await;
+    });
+}
+
 /// Handles the signal as a program may, and has a relay besides.
 fn handles() {
     let (path, signal) = path_and_signal();
@@ -120,7 +139,7 @@ fn signalled(program: &str, signal: i32) -> (ProgramStatus, String, Vec<String>)
     let mut pids = String::new();
     output.read_line(&mut pids).unwrap();
     let pids: Vec<u32> = pids.split_whitespace().map(|pid| pid.parse().unwrap()).collect();
-    assert_eq!(pids.len(), if cfg!(feature = "smol") { 3 } else { 2 }, "it is ready");
+    assert!(pids.len() >= WORKERS, "it is ready");
     // SAFETY: touches no memory.
     assert_eq!(unsafe { libc::kill(running.id().try_into().unwrap(), signal) }, 0);
     let mut rest = String::new();
@@ -136,8 +155,13 @@ fn signalled(program: &str, signal: i32) -> (ProgramStatus, String, Vec<String>)
 fn is_relayed(signal: i32) {
     let (status, _, noted) = signalled("relays", signal);
     assert_eq!(status.signal(), Some(signal), "its own signal still ends the program: {status}");
-    let workers = if cfg!(feature = "smol") { 3 } else { 2 };
-    assert_eq!(noted, vec![Signal::from(signal).to_string(); workers]);
+    assert_eq!(noted, vec![Signal::from(signal).to_string(); WORKERS]);
+}
+
+fn s27_a_relay_follows_the_process_wide_zygote() {
+    let (status, _, noted) = signalled("relays_on", libc::SIGTERM);
+    assert_eq!(status.signal(), Some(libc::SIGTERM), "{status}");
+    assert_eq!(noted, vec!["SIGTERM"; 2 * WORKERS], "of both generations");
 }
 
 fn is_relayed_and_handled(signal: i32) {
