@@ -32,6 +32,7 @@ panic_abort() {
 step "format" cargo fmt --check
 step "lints, all features" cargo clippy --all-targets --all-features -- -D warnings
 step "lints, default features" cargo clippy --all-targets -- -D warnings
+step "tests, default features" cargo test
 step "layers, self-test" ci/layers.sh --self-test
 step "layers" ci/layers.sh
 step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --all-features

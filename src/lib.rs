@@ -1,4 +1,6 @@
 #![doc = include_str!("../README.md")]
+// Says of each item which feature it needs.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod error;
 mod model;

@@ -1,4 +1,5 @@
-//! `tests/FAULTS.md` does not rot: every row of the matrix is there, and every test that it names exists.
+//! `tests/FAULTS.md` and `tests/BEHAVIOURS.md` do not rot: every row of the matrix is there, every test that they name
+//! exists, and every test of a row is named.
 
 use std::{
     collections::BTreeMap,
@@ -78,4 +79,33 @@ fn every_test_of_a_row_is_in_the_table() {
         }
     }
     assert!(missing.is_empty(), "not in tests/FAULTS.md: {missing:?}");
+}
+
+/// The name of a test in a line of its source.
+fn declared(line: &str) -> Option<&str> {
+    line.trim_start().strip_prefix("fn ").and_then(|rest| rest.strip_suffix("() {"))
+}
+
+#[test]
+fn the_tests_of_behaviours_are_in_their_table() {
+    let table = fs::read_to_string(root().join("tests/BEHAVIOURS.md")).unwrap();
+    let mut named: Vec<&str> = table
+        .lines()
+        .filter(|line| line.starts_with("| "))
+        .flat_map(|line| line.split('`').filter(|piece| is_of_behaviour(piece)).collect::<Vec<_>>())
+        .collect();
+    let mut text = String::new();
+    sources(&root().join("tests"), &mut text);
+    sources(&root().join("src"), &mut text);
+    let mut declared: Vec<&str> = text.lines().filter_map(declared).filter(|name| is_of_behaviour(name)).collect();
+    named.sort_unstable();
+    declared.sort_unstable();
+    declared.dedup();
+    assert_eq!(named, declared);
+}
+
+/// A letter and two digits.
+fn is_of_behaviour(name: &str) -> bool {
+    let digits = name.strip_prefix(['p', 's']).and_then(|rest| rest.split_once('_'));
+    digits.is_some_and(|(digits, _)| digits.len() == 2 && digits.parse::<u32>().is_ok())
 }

@@ -65,7 +65,8 @@ pub enum Error {
     InsideWorker,
     /// This process is a fork of the one that started the zygote; only that one can use it.
     WrongProcess,
-    /// The tokio runtime that polled the future was shut down while the task was under way. The task was ended.
+    /// The zygote was shut down ([`Zygote::shutdown`](crate::Zygote::shutdown)) before the task started, or the tokio runtime
+    /// that polled the future was shut down while the task was under way, and the task was ended.
     ShutDown,
     /// An option cannot be used: a variable's name with `=` in it, say.
     #[non_exhaustive]
@@ -96,7 +97,8 @@ pub enum Error {
         /// The task.
         task: TaskId,
     },
-    /// No worker could be started, or it could not be made ready. The task did not run.
+    /// No worker could be started, or it could not be made ready: the task did not run. (Or a
+    /// [`Runtime`](crate::Runtime) of your own returned before the task was done.)
     #[non_exhaustive]
     Spawn {
         /// The task.
@@ -354,7 +356,9 @@ impl fmt::Display for Error {
             Self::WrongProcess => {
                 f.write_str("this process is a fork of the one that started the zygote; only that one can use it")
             }
-            Self::ShutDown => f.write_str("the runtime that waited for the task was shut down, and the task ended"),
+            Self::ShutDown => f.write_str(
+                "the zygote was shut down before the task started, or the runtime that waited for it, which ended it",
+            ),
             Self::InvalidOption { task, reason } => write!(f, "{task} has an invalid option: {reason}"),
             Self::UnknownCode { task } => write!(
                 f,

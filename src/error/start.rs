@@ -1,6 +1,6 @@
 //! Why no zygote was started.
 
-use std::{io, sync::Arc};
+use std::{fmt, io, sync::Arc};
 
 /// Why no zygote was started.
 ///
@@ -10,13 +10,14 @@ use std::{io, sync::Arc};
 /// let _another = std::thread::spawn(std::thread::park);
 /// assert!(matches!(init(), Err(StartError::MultiThreaded { threads: 2, .. })));
 /// ```
-#[derive(Clone, Debug, thiserror::Error)]
+/// Its `Debug` is its text: that is what a `main` that returns it prints, and `unwrap`.
+#[derive(Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
     /// A second thread exists; a fork would copy the locks it holds and not the thread.
     #[error(
         "cannot fork the zygote: this process has {threads} threads (this library's own among them, if it had a zygote \
-         before). Call it first thing in main, before anything starts a thread:\n\n    fn main() {{\n        tokio_run_in_process::init().unwrap();\n        // ... then build the runtime"
+         before). Call it first thing in main, before anything starts a thread:\n\n    fn main() {{\n        tokio_run_in_process::init().unwrap();\n        // ... then build the runtime\n    }}"
     )]
     #[non_exhaustive]
     MultiThreaded {
@@ -27,7 +28,7 @@ pub enum StartError {
     #[error(
         "cannot fork the zygote inside a tokio runtime. Start it before the runtime, in a plain main instead of \
          #[tokio::main]:\n\n    fn main() {{\n        tokio_run_in_process::init().unwrap();\n        \
-         tokio::runtime::Runtime::new().unwrap().block_on(async {{ /* ... */ }})"
+         tokio::runtime::Runtime::new().unwrap().block_on(async {{ /* ... */ }})\n    }}"
     )]
     InsideRuntime,
     /// A worker does not start zygotes.
@@ -40,7 +41,7 @@ pub enum StartError {
     #[error("this process is a fork of the one that called init; only that one can use the zygote")]
     WrongProcess,
     /// An environment variable or an option cannot be used.
-    #[error("cannot start the zygote: {name} is {value:?}, {expected}")]
+    #[error("cannot start the zygote: {name} is {value:?}, not {expected}")]
     #[non_exhaustive]
     Config {
         /// The variable or option.
@@ -71,6 +72,23 @@ pub enum StartError {
         /// What the system said.
         source: Arc<io::Error>,
     },
+}
+
+impl fmt::Debug for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl From<StartError> for io::Error {
+    fn from(error: StartError) -> Self {
+        let kind = match &error {
+            StartError::Config { .. } => io::ErrorKind::InvalidInput,
+            StartError::System { source, .. } => source.kind(),
+            _ => io::ErrorKind::Other,
+        };
+        Self::new(kind, error)
+    }
 }
 
 impl StartError {

@@ -25,8 +25,16 @@ impl Signal {
     pub const INT: Self = Self(libc::SIGINT);
     /// `SIGQUIT`: quit from the keyboard.
     pub const QUIT: Self = Self(libc::SIGQUIT);
+    /// `SIGILL`: an instruction that the processor does not know.
+    pub const ILL: Self = Self(libc::SIGILL);
+    /// `SIGTRAP`: a breakpoint, or an assertion of compiled code.
+    pub const TRAP: Self = Self(libc::SIGTRAP);
     /// `SIGABRT`: the process gave itself up.
     pub const ABRT: Self = Self(libc::SIGABRT);
+    /// `SIGBUS`: a memory access that cannot be served: a file that was cut, say.
+    pub const BUS: Self = Self(libc::SIGBUS);
+    /// `SIGFPE`: a division that has no result.
+    pub const FPE: Self = Self(libc::SIGFPE);
     /// `SIGKILL`: cannot be caught, blocked or ignored.
     pub const KILL: Self = Self(libc::SIGKILL);
     /// `SIGUSR1`: free for the program.
@@ -37,12 +45,20 @@ impl Signal {
     pub const USR2: Self = Self(libc::SIGUSR2);
     /// `SIGPIPE`: written to a pipe that nobody reads.
     pub const PIPE: Self = Self(libc::SIGPIPE);
+    /// `SIGALRM`: a timer of the program's.
+    pub const ALRM: Self = Self(libc::SIGALRM);
     /// `SIGTERM`: the polite request to end.
     pub const TERM: Self = Self(libc::SIGTERM);
     /// `SIGCONT`: goes on after a stop.
     pub const CONT: Self = Self(libc::SIGCONT);
     /// `SIGSTOP`: stops; cannot be caught, blocked or ignored.
     pub const STOP: Self = Self(libc::SIGSTOP);
+    /// `SIGXCPU`: the limit of processor time (`RLIMIT_CPU`) is reached.
+    pub const XCPU: Self = Self(libc::SIGXCPU);
+    /// `SIGXFSZ`: a file would be larger than the limit (`RLIMIT_FSIZE`).
+    pub const XFSZ: Self = Self(libc::SIGXFSZ);
+    /// `SIGSYS`: a system call that is not allowed (seccomp).
+    pub const SYS: Self = Self(libc::SIGSYS);
     /// `SIGIO`: a descriptor armed for signal-driven I/O changed.
     pub(crate) const IO: Self = Self(libc::SIGIO);
     /// `SIGCHLD`: a child ended or stopped.

@@ -45,14 +45,14 @@ impl Config {
             config.max_processes = parse_count(&value).ok_or(StartError::Config {
                 name: MAX_PROCS_VARIABLE,
                 value,
-                expected: "not a number of processes from 1 on",
+                expected: "a number of processes from 1 on",
             })?;
         }
         if let Some(value) = text(STARTUP_VARIABLE) {
             config.startup_timeout = parse_seconds(&value).ok_or(StartError::Config {
                 name: STARTUP_VARIABLE,
                 value,
-                expected: "not a number of seconds above 0",
+                expected: "a number of seconds above 0",
             })?;
         }
         if let Some(value) = text(WARM_VARIABLE) {
@@ -60,7 +60,7 @@ impl Config {
             config.warm = Some(count.ok_or(StartError::Config {
                 name: WARM_VARIABLE,
                 value,
-                expected: "not a number of workers from 0 on",
+                expected: "a number of workers from 0 on",
             })?);
         }
         Ok(config)
@@ -79,7 +79,7 @@ impl Config {
             return Err(StartError::Config {
                 name: "max_processes",
                 value: "0".to_owned(),
-                expected: "not a number of processes from 1 on",
+                expected: "a number of processes from 1 on",
             });
         }
         Ok(self)
@@ -110,6 +110,7 @@ mod tests {
     #[test]
     fn the_environment_is_read() {
         assert_eq!(from(None, None).unwrap(), Config::DEFAULT);
+        assert_eq!(Config::DEFAULT.grace_period, Duration::from_secs(2), "as documented");
         let config = from(Some("3"), Some("0.5")).unwrap();
         assert_eq!((config.max_processes, config.startup_timeout), (3, Duration::from_millis(500)));
     }

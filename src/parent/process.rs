@@ -51,6 +51,7 @@ use crate::{
 /// })
 /// .unwrap();
 /// ```
+#[must_use = "dropping it ends the task: keep it, wait for it, or `detach` it"]
 pub struct Process<T> {
     zygote: Zygote,
     worker: Arc<Worker>,
@@ -340,7 +341,8 @@ impl<T: DeserializeOwned + Send + 'static> Process<T> {
         decode::decode_kept(outcome, || self.worker.task_id()).await
     }
 
-    /// The task's outcome if it is known.
+    /// The task's outcome if it is known. A result is decoded here and now, however large it is; [`wait`](Self::wait) has a
+    /// large one decoded elsewhere.
     ///
     /// ```
     /// use tokio_run_in_process::{block_on, open_in_process};

@@ -61,7 +61,8 @@ use crate::{
 #[derive(Clone, Debug)]
 #[must_use = "a task starts with `run` or `open`"]
 pub struct Task {
-    zygote: Result<Zygote, Error>,
+    /// `None`: the process-wide one of the moment when it is run.
+    zygote: Option<Zygote>,
     options: Options,
     pub(super) stdio: [Option<Stdio>; 3],
     pub(super) output_limit: u64,
@@ -81,13 +82,13 @@ impl Default for Task {
 }
 
 impl Task {
-    /// A task with the default options, for the zygote of [`init`](crate::init). Without one, `run` and `open` give
-    /// [`Error::NotInitialized`].
+    /// A task with the default options, for the process-wide zygote: the one of [`init`](crate::init), or, when it is run,
+    /// of [`set_default_zygote`](crate::set_default_zygote). Without one, `run` and `open` give [`Error::NotInitialized`].
     pub fn new() -> Self {
-        Self::with(default_zygote())
+        Self::with(None)
     }
 
-    pub(super) fn with(zygote: Result<Zygote, Error>) -> Self {
+    pub(super) fn with(zygote: Option<Zygote>) -> Self {
         Self {
             zygote,
             options: Options::default(),
@@ -182,17 +183,22 @@ impl Task {
     }
 
     /// Sets a variable of its environment, which else is the program's as it was when the zygote was started.
+    ///
+    /// # Errors
+    ///
+    /// A name that is empty or has `=` in it, and a zero byte in a name or a value, make the task fail with
+    /// [`Error::InvalidOption`].
     pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
         self.options.env.insert(key.as_ref().to_owned(), Some(value.as_ref().to_owned()));
         self
     }
 
-    /// Sets several variables.
+    /// Sets several variables: see [`env`](Self::env).
     pub fn envs<K: AsRef<OsStr>, V: AsRef<OsStr>>(self, variables: impl IntoIterator<Item = (K, V)>) -> Self {
         variables.into_iter().fold(self, |task, (key, value)| task.env(key, value))
     }
 
-    /// Removes a variable.
+    /// Removes a variable. A bad name is an error as in [`env`](Self::env).
     pub fn env_remove(mut self, key: impl AsRef<OsStr>) -> Self {
         self.options.env.insert(key.as_ref().to_owned(), None);
         self
@@ -205,7 +211,13 @@ impl Task {
         self
     }
 
-    /// Its working directory, which else is the program's as it was when the zygote was started.
+    /// Its working directory, which else is the program's as it was when the zygote was started; a relative path is relative
+    /// to that.
+    ///
+    /// # Errors
+    ///
+    /// A directory that is not there or cannot be entered makes the task fail with [`Error::Spawn`], a zero byte in its path
+    /// with [`Error::InvalidOption`].
     pub fn current_dir(mut self, dir: impl AsRef<Path>) -> Self {
         self.options.current_dir = Some(OsString::from(dir.as_ref()));
         self
@@ -335,7 +347,7 @@ impl Task {
         arguments: &A,
         line: Option<Arc<OwnedFd>>,
     ) -> Result<(Prepared, Pipes), Error> {
-        let zygote = self.zygote.clone()?;
+        let zygote = self.zygote.clone().map_or_else(default_zygote, Ok)?;
         let inner = &zygote.0;
         inner.check_owner()?;
         let name: Arc<str> = self.options.name.as_deref().unwrap_or(std::any::type_name::<F>()).into();

@@ -244,7 +244,7 @@ impl Zygote {
     /// # })
     /// ```
     pub fn task(&self) -> Task {
-        Task::with(Ok(self.clone()))
+        Task::with(Some(self.clone()))
     }
 
     /// [`run_in_process`](crate::run_in_process) with this zygote.
@@ -360,7 +360,8 @@ impl ZygoteBuilder {
         self
     }
 
-    /// The largest encoded result that is accepted, in bytes. Default 1 GiB.
+    /// The largest encoded result that is accepted, in bytes. Default 1 GiB. A value can take more memory than its bytes (an
+    /// empty `String` is one byte, and 24 in memory): if workers may turn hostile, set it to what your tasks need.
     pub fn result_limit(mut self, bytes: u64) -> Self {
         self.result_limit = Some(bytes);
         self

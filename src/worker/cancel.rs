@@ -87,6 +87,10 @@ pub fn is_cancelled() -> bool {
 ///
 /// Outside a worker, where there is nobody to tell.
 ///
+/// # Cancel safety
+///
+/// Nothing happens before the future is polled; from then on the task is cancelled.
+///
 /// ```
 /// use tokio_run_in_process::{Error, run_in_process, worker};
 ///

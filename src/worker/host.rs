@@ -57,7 +57,8 @@ impl Reactor {
 }
 
 async fn watch_with_tokio(socket: UnixStream) {
-    // A second descriptor must not be made (promise 7), so the stream owns the job socket and is never dropped.
+    // A second descriptor must not be made (a worker holds one socket), so the stream owns the job socket and is never
+    // dropped.
     let Ok(stream) = tokio::net::UnixStream::from_std(socket) else { return std::future::pending().await };
     let stream = std::mem::ManuallyDrop::new(stream);
     loop {

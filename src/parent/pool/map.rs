@@ -109,6 +109,10 @@ impl<T> Map<T> {
     /// # Errors
     ///
     /// The first [`Error`] of a task.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the tasks that run are ended, and results that it had are lost.
     pub async fn collect(mut self) -> Result<Vec<T>, Error> {
         let mut results = Vec::new();
         while let Some(result) = self.next().await {

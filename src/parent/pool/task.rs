@@ -50,6 +50,7 @@ struct Seen {
 /// })
 /// .unwrap();
 /// ```
+#[must_use = "dropping it ends the task: keep it or wait for it"]
 pub struct PoolTask<T> {
     pool: Arc<Inner>,
     name: Arc<str>,
@@ -159,7 +160,7 @@ impl<T: DeserializeOwned + Send + 'static> PoolTask<T> {
         decode::decode_kept(outcome, || self.task_id()).await
     }
 
-    /// The task's outcome if it is known.
+    /// The task's outcome if it is known. A result is decoded here and now, however large it is.
     pub fn try_wait(&self) -> Option<Result<T, Error>> {
         let outcome = self.seen.borrow().outcome.clone()?;
         Some(decode::decode_kept_here(&outcome, || self.task_id()))

@@ -46,6 +46,7 @@ use crate::{
 /// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
+#[must_use = "an error is in its `result`"]
 pub struct Output<T> {
     /// The task's outcome: what [`Task::run`] would have given.
     pub result: Result<T, Error>,

@@ -123,11 +123,18 @@ impl From<OwnedFd> for Stdio {
     }
 }
 
-impl From<std::fs::File> for Stdio {
-    fn from(file: std::fs::File) -> Self {
-        OwnedFd::from(file).into()
-    }
+/// As `std::process::Stdio` is made: from a file, or from the other end of a child's pipe.
+macro_rules! from_owner_of_fd {
+    ($($owner:ty)*) => {$(
+        impl From<$owner> for Stdio {
+            fn from(owner: $owner) -> Self {
+                OwnedFd::from(owner).into()
+            }
+        }
+    )*};
 }
+
+from_owner_of_fd!(std::fs::File std::process::ChildStdin std::process::ChildStdout std::process::ChildStderr);
 
 /// What of a task's output is kept, unless the task says otherwise.
 pub(in crate::parent) const OUTPUT_LIMIT: u64 = 1 << 20;
