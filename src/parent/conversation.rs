@@ -252,7 +252,9 @@ impl Conversation {
                     (0, Some((step, why))) => (step.to_owned(), io::Error::other(why.to_owned())),
                     (0, None) => (what, io::Error::other("it is not possible")),
                     // After a task has begun no error of the system's says that it may be tried again.
-                    (errno, _) if started => (what, io::Error::other(io::Error::from_raw_os_error(errno))),
+                    (errno, _) if started && !self.line.job.serves_pool => {
+                        (what, io::Error::other(io::Error::from_raw_os_error(errno)))
+                    }
                     (errno, _) => (what, io::Error::from_raw_os_error(errno)),
                 };
                 Error::Spawn { task, step, source: Arc::new(source) }

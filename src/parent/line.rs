@@ -30,6 +30,8 @@ pub(super) struct Job {
     pub(super) gives_away: bool,
     /// Its worker will not say that it executes. It counts as begun when it has read all of the job.
     pub(super) quiet: bool,
+    /// Its worker serves a pool: it begins once, and then the tasks of the pool do.
+    pub(super) serves_pool: bool,
     pub(super) result_limit: u64,
     pub(super) limits: Limits,
 }

@@ -392,9 +392,17 @@ impl Task {
             running: self.timeout,
             grace: self.grace_period.unwrap_or(inner.config.grace_period),
         };
+        let serves_pool = host == Host::Pool;
         let prepared = Prepared {
             name,
-            job: Arc::new(Job { parcel: Parcel::new(rope, fds), gives_away, quiet: false, result_limit, limits }),
+            job: Arc::new(Job {
+                parcel: Parcel::new(rope, fds),
+                gives_away,
+                quiet: false,
+                serves_pool,
+                result_limit,
+                limits,
+            }),
             prepare: if matches!(host, Host::Tokio | Host::Pool) { Prepare::Tokio } else { Prepare::Nothing },
             queue_timeout: self.queue_timeout,
             // An error of a task that is cut names its pid.
