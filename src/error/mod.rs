@@ -108,6 +108,15 @@ pub enum Error {
         /// What the system said.
         source: Arc<io::Error>,
     },
+    /// As many tasks wait for their turn as may ([`ZygoteBuilder::max_queued`](crate::ZygoteBuilder::max_queued)). The task
+    /// did not run.
+    #[non_exhaustive]
+    Saturated {
+        /// The task.
+        task: TaskId,
+        /// How many may wait.
+        limit: usize,
+    },
     /// The worker ended before the task began. The task did not run.
     #[non_exhaustive]
     EndedEarly {
@@ -225,6 +234,7 @@ impl Error {
             | Self::Encode { task, .. }
             | Self::NoReactor { task }
             | Self::Spawn { task, .. }
+            | Self::Saturated { task, .. }
             | Self::EndedEarly { task, .. }
             | Self::TimedOut { task, .. }
             | Self::Cancelled { task }
@@ -254,6 +264,7 @@ impl Error {
             | Self::Encode { task, .. }
             | Self::NoReactor { task }
             | Self::Spawn { task, .. }
+            | Self::Saturated { task, .. }
             | Self::EndedEarly { task, .. }
             | Self::TimedOut { task, .. }
             | Self::Cancelled { task }
@@ -293,7 +304,7 @@ impl Error {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Spawn { source, .. } => is_transient(source),
-            Self::EndedEarly { .. } => true,
+            Self::Saturated { .. } | Self::EndedEarly { .. } => true,
             Self::TimedOut { phase, .. } => matches!(phase, Phase::Queued | Phase::Starting),
             _ => false,
         }
@@ -369,6 +380,7 @@ impl fmt::Display for Error {
                 write!(f, "{task} was polled on a tokio runtime without I/O: build the runtime with `enable_all()`")
             }
             Self::Spawn { task, step, source } => write!(f, "{task} could not start: failed to {step}: {source}"),
+            Self::Saturated { task, limit } => write!(f, "{task} was refused: {limit} tasks wait already (max_queued)"),
             Self::EndedEarly { task, status } => write!(f, "the worker of {task} {status} before the task began"),
             Self::TimedOut { task, phase, limit } => match phase {
                 Phase::Queued => write!(f, "{task} waited for its turn longer than {limit:?}"),
@@ -420,6 +432,7 @@ impl From<Error> for io::Error {
         let kind = match &error {
             Error::TimedOut { .. } => io::ErrorKind::TimedOut,
             Error::Spawn { source, .. } => source.kind(),
+            Error::Saturated { .. } => io::ErrorKind::ResourceBusy,
             Error::Encode { .. } | Error::InvalidOption { .. } => io::ErrorKind::InvalidInput,
             Error::Decode { .. } | Error::Protocol { .. } | Error::TooLarge { .. } => io::ErrorKind::InvalidData,
             _ => io::ErrorKind::Other,

@@ -18,6 +18,8 @@ const STARTUP_VARIABLE: &str = "TOKIO_RUN_IN_PROCESS_STARTUP_TIMEOUT";
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Config {
     pub(crate) max_processes: usize,
+    pub(crate) max_queued: Option<usize>,
+    pub(crate) queue_timeout: Option<Duration>,
     pub(crate) startup_timeout: Duration,
     pub(crate) grace_period: Duration,
     pub(crate) result_limit: u64,
@@ -29,6 +31,8 @@ pub(crate) struct Config {
 impl Config {
     pub(crate) const DEFAULT: Self = Self {
         max_processes: MAX_PROCESSES,
+        max_queued: None,
+        queue_timeout: None,
         startup_timeout: Duration::from_secs(5),
         grace_period: Duration::from_secs(2),
         result_limit: 1 << 30,

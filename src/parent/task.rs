@@ -126,7 +126,8 @@ impl Task {
         self
     }
 
-    /// How long it may wait for its turn when as many processes as allowed hold a task. Default: no limit.
+    /// How long it may wait for its turn when as many processes as allowed hold a task. Default: the zygote's
+    /// ([`ZygoteBuilder::queue_timeout`](crate::ZygoteBuilder::queue_timeout)).
     ///
     /// ```
     /// # use std::time::Duration;

@@ -220,6 +220,8 @@ impl Zygote {
     pub fn builder() -> ZygoteBuilder {
         ZygoteBuilder {
             max_processes: None,
+            max_queued: None,
+            queue_timeout: None,
             warm: None,
             startup_timeout: None,
             grace_period: None,
@@ -319,6 +321,8 @@ impl Zygote {
 #[must_use = "it starts nothing before `start`"]
 pub struct ZygoteBuilder {
     max_processes: Option<usize>,
+    max_queued: Option<usize>,
+    queue_timeout: Option<Duration>,
     warm: Option<usize>,
     startup_timeout: Option<Duration>,
     grace_period: Option<Duration>,
@@ -330,6 +334,29 @@ impl ZygoteBuilder {
     /// How many processes may hold a task at a time; one more waits for its turn. Default [`MAX_PROCESSES`].
     pub fn max_processes(mut self, count: usize) -> Self {
         self.max_processes = Some(count);
+        self
+    }
+
+    /// How many tasks may wait for their turn; one more is refused at once, with [`Error::Saturated`]. 0: none waits.
+    /// Default: no limit. A server that is asked for more than it can do says so early, and its memory is bounded.
+    ///
+    /// ```
+    /// # use tokio_run_in_process::{Error, Zygote};
+    /// let zygote = Zygote::builder().max_processes(1).max_queued(0).start().unwrap();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let _busy = zygote.open_in_process(std::future::pending::<()>, ()).await.unwrap();
+    /// let refused = zygote.run_in_process(async || 1, ()).await.unwrap_err();
+    /// assert!(matches!(refused, Error::Saturated { limit: 0, .. }) && refused.is_retryable());
+    /// # })
+    /// ```
+    pub fn max_queued(mut self, count: usize) -> Self {
+        self.max_queued = Some(count);
+        self
+    }
+
+    /// How long a task may wait for its turn, unless it says otherwise ([`Task::queue_timeout`]). Default: no limit.
+    pub fn queue_timeout(mut self, limit: Duration) -> Self {
+        self.queue_timeout = Some(limit);
         self
     }
 
@@ -386,6 +413,8 @@ impl ZygoteBuilder {
     pub fn start(self) -> Result<Zygote, StartError> {
         let mut config = Config::from_env(|name| std::env::var_os(name))?;
         config.max_processes = self.max_processes.unwrap_or(config.max_processes);
+        config.max_queued = self.max_queued;
+        config.queue_timeout = self.queue_timeout;
         config.warm = self.warm.or(config.warm);
         config.startup_timeout = self.startup_timeout.unwrap_or(config.startup_timeout);
         config.grace_period = self.grace_period.unwrap_or(config.grace_period);
