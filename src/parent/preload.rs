@@ -53,7 +53,8 @@ impl Zygote {
     /// made. `function` is a plain function or closure that captures nothing, with `serde` arguments (a
     /// [`Sender`](crate::Sender) among them to hear how far it is); what it returns can be of any type. Tasks find that by
     /// [`worker::preloaded`](crate::worker::preloaded), or in the statics that the function filled. Files that it opened
-    /// are open in the workers. Give the tasks to the new handle, and drop the old one when you like: its tasks finish.
+    /// are open in the workers; a tokio runtime that it keeps would share its epoll with those of all workers, so drop it
+    /// before the end. Give the tasks to the new handle, and drop the old one when you like: its tasks finish.
     ///
     /// Both share the count of [`max_processes`](crate::ZygoteBuilder::max_processes), and this one's settings. If the new
     /// zygote dies, another one takes its place, from a process that has run `function` already: it runs once.

@@ -12,7 +12,7 @@ use std::{
 
 use crate::{
     model::{Failure, Terminal},
-    sys::{self, fd, process},
+    sys::{self, fd, process, reserved},
     wire::{frame, rope::Rope},
     worker::{self, Job},
 };
@@ -28,7 +28,8 @@ pub(super) fn run(line: OwnedFd) -> Vec<RawFd> {
         Ok(arguments) => on_a_thread(move || worker::call(job.header.entry, arguments)),
         Err(failure) => Terminal::Failed(failure),
     };
-    let terminal = match threads_left() {
+    let left = threads_left();
+    let terminal = match left {
         0 => terminal,
         left => failed(format!(
             "preload: it left {left} threads running, which no worker would have. Let it join them before it returns"
@@ -37,10 +38,30 @@ pub(super) fn run(line: OwnedFd) -> Vec<RawFd> {
     let mut opened = fd::numbers();
     opened.retain(|number| !before.contains(number));
     opened.sort_unstable();
+    if left == 0 {
+        reserve_signal_pair(&mut opened);
+    }
     let (header, body) = frame::encode(terminal, Duration::ZERO);
     // A parent that is gone is noticed by the one who serves.
     let _ = worker::send(line.as_fd(), &header, &body);
     opened
+}
+
+/// A runtime that the function used and dropped leaves the pair of `parent/inherited.rs`: every worker is to have one of
+/// its own, or one would read what another is to be told.
+fn reserve_signal_pair(opened: &mut Vec<RawFd>) {
+    let sockets: Vec<_> = fd::sockets().into_iter().filter(|(number, _)| opened.contains(number)).collect();
+    if sockets.len() < 2 {
+        return;
+    }
+    let Some(pair) = reserved::find(worker::build_runtime) else { return };
+    // A runtime that is still there has a copy of one end, and would be left alone with it.
+    let has_copy =
+        |end: RawFd| sockets.iter().any(|&(number, identity)| number != end && sockets.contains(&(end, identity)));
+    if pair.into_iter().all(|end| opened.contains(&end) && !has_copy(end)) {
+        reserved::reserve(pair);
+        opened.retain(|number| !pair.contains(number));
+    }
 }
 
 fn on_a_thread(run: impl FnOnce() -> Terminal<Rope> + Send) -> Terminal<Rope> {

@@ -19,6 +19,7 @@ use crate::{
     sys::{
         self, ParentWatch, arm, fd,
         process::{self, Change, SingleThreaded},
+        reserved,
         role::{self, Role},
         signal::{self, SignalSet},
         socket,
@@ -124,7 +125,10 @@ impl Zygote {
         let watch = watch.map(|watch| fd::duplicate_above(watch, WATCH_FD)).transpose()?;
         let control = fd::move_to(control, CONTROL_FD, true)?;
         let watch = watch.map(|watch| fd::move_to(watch, WATCH_FD, true)).transpose()?;
-        fd::close_from(if watch.is_some() { WATCH_FD } else { CONTROL_FD } + 1, &kept);
+        let first = if watch.is_some() { WATCH_FD } else { CONTROL_FD } + 1;
+        fd::close_from(first, &kept);
+        // A worker without it says so, if its task needs it.
+        let _ = reserved::hold(first);
         // What workers find at 0 unless they ask for something else. The program's stdin stays the program's.
         fd::replace_stdio(fd::null()?, 0)?;
         // A worker that prints must not print into whatever got the number of a stream that the program had closed.

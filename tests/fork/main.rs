@@ -49,6 +49,7 @@ mod pool;
 mod pool_ends;
 mod pool_tasks;
 mod preload;
+mod preload_fds;
 mod recovery;
 mod recovery_exits;
 mod recovery_load;
@@ -128,6 +129,7 @@ fn cases() -> Vec<Case> {
         #[cfg(feature = "stream")]
         pool_tasks::STREAM_CASES,
         preload::CASES,
+        preload_fds::CASES,
         recovery::CASES,
         recovery_exits::CASES,
         recovery_loops::CASES,
