@@ -357,6 +357,8 @@ impl Zygote {
             Order::Preload => {
                 if let Some(line) = self.next_fd()? {
                     let mut opened = preload::run(line);
+                    // The function, or what it used, may have wanted to hear of children of its own.
+                    signal::handle(Signal::CHLD, signal::child_ended)?;
                     self.kept.append(&mut opened);
                     self.kept.sort_unstable();
                 }

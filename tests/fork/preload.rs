@@ -30,6 +30,7 @@ crate::cases![
     a_preload_that_leaves_a_thread,
     a_preload_whose_arguments_do_not_decode,
     a_generation_is_recovered_without_running_its_preload_again,
+    a_preload_that_wants_to_hear_of_its_children,
     a_generation_of_a_generation,
     generations_share_the_count_of_processes,
     workers_of_a_generation_draw_different_numbers,
@@ -286,6 +287,30 @@ fn a_generation_is_recovered_without_running_its_preload_again() {
             assert_eq!(zygote.run_in_process(made_by, ()).await.unwrap(), first, "round {round}");
         }
         std::fs::remove_file(path).unwrap();
+    });
+}
+
+extern "C" fn nothing(_: libc::c_int) {}
+
+/// The ancestor hears of its own all the same: of a zygote that is gone, and of the workers that it inherits from it.
+fn a_preload_that_wants_to_hear_of_its_children() {
+    fn handles() {
+        // SAFETY: the handler does nothing.
+        unsafe { libc::signal(libc::SIGCHLD, nothing as *const () as libc::sighandler_t) };
+    }
+    undisturbed(|| async {
+        let zygote = default_zygote().unwrap().preload(handles, ()).await.unwrap();
+        for _ in 0..3 {
+            let task = zygote.open_in_process(std::future::pending::<()>, ()).await.unwrap();
+            let serving = zygote.pid();
+            kill(serving).await;
+            eventually("another one serves", || zygote.pid() != serving).await;
+            send_signal(task.pid(), libc::SIGKILL);
+            let exited = tokio::time::timeout(Duration::from_secs(5), task.exited()).await.expect("its end is told");
+            if crate::lost_zygote::inherits() {
+                assert_eq!(exited.0.signal(), Some(Signal::KILL));
+            }
+        }
     });
 }
 
