@@ -151,6 +151,12 @@ pub(crate) fn has_ended(pid: i32) -> bool {
     }
 }
 
+/// Whether a process is a child of this one that was not reaped.
+pub(crate) fn is_child(pid: i32) -> bool {
+    let id = libc::id_t::try_from(pid).unwrap_or(0);
+    wait_id(libc::P_PID, id, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT).is_ok()
+}
+
 /// `setsid(2)`: a session and a process group of one's own, away from any terminal.
 pub(crate) fn new_session() -> io::Result<()> {
     // SAFETY: touches no memory.

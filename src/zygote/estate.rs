@@ -57,6 +57,16 @@ impl Estate {
     fn entry(&self, worker: WorkerId) -> Option<Entry> {
         self.tables().find_map(|table| table.entry(worker))
     }
+
+    /// The worker that a child of this process is, of which a zygote has told nothing: that one is gone too, but a tracer
+    /// may keep its end to itself for as long as it likes. It is this process's to reap now.
+    pub(super) fn claim(&mut self, pid: i32) -> Option<WorkerId> {
+        self.younger.iter_mut().filter_map(|(_, table)| table.as_mut()).find_map(|table| {
+            let (worker, _) = table.entries().find(|&(_, entry)| entry == Entry::Alive(pid))?;
+            table.forget(worker);
+            Some(worker)
+        })
+    }
 }
 
 impl Zygote {
@@ -105,7 +115,9 @@ impl Zygote {
         let mut unborn = None;
         for (worker, entry) in table.entries() {
             match entry {
-                Entry::Alive(pid) => self.take_over(pid, worker),
+                Entry::Alive(pid) if process::is_child(pid) => self.take_over(pid, worker),
+                // Somebody else reaped it, and its pid may mean another process.
+                Entry::Alive(_) => self.tell(Fact::Unknown { worker }, None),
                 // Its zygote may not have come to tell it. If it has, to be told twice does no harm.
                 Entry::Ended(pid, status, usage) => {
                     self.groups.end(worker);

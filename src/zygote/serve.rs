@@ -228,7 +228,7 @@ impl Zygote {
             };
             // Before it is taken for a stranger.
             self.settle();
-            let child = self.children.remove(pid);
+            let child = self.children.remove(pid).or_else(|| self.estate.claim(pid).map(Child::Worker));
             if let Some(Child::Worker(worker)) = child {
                 let _ = process::signal_group(pid, Signal::KILL);
                 self.groups.end(worker);

@@ -10,11 +10,13 @@ use crate::{
     oracle::scratch,
     orphans::Life,
     recovery::{both, go, kill, recovered},
+    terminals::trace,
     tools::{Random, note, stop},
 };
 
 crate::cases![
-    e61_exits_are_exact_after_the_death_of_a_zygote;
+    e61_exits_are_exact_after_the_death_of_a_zygote,
+    e61_exits_are_exact_while_a_tracer_holds_the_dead_zygote;
     90 => e61_a_worker_that_ended_as_its_zygote_died_is_reported,
 ];
 
@@ -122,6 +124,44 @@ fn e61_exits_are_exact_after_the_death_of_a_zygote() {
             std::fs::remove_file(path).unwrap();
         });
     }
+}
+
+/// Its end is its tracer's to see first. Those of its workers are its ancestor's at once.
+fn e61_exits_are_exact_while_a_tracer_holds_the_dead_zygote() {
+    let zygote = Zygote::builder().warm(0).start().unwrap();
+    multi_thread().block_on(async {
+        let path = scratch("held");
+        let mut processes = Vec::new();
+        for how in 0..WAYS {
+            processes.push((how, zygote.open_blocking_in_process(end, (path.clone(), how)).await.unwrap()));
+        }
+        let last = zygote.open_blocking_in_process(end, (format!("{path}-last"), 0)).await.unwrap();
+        let before = both(&zygote);
+        let (release, tracer) = trace(before.serving.pid);
+        kill(before.serving).await;
+        recovered(&zygote, &before).await;
+        std::fs::write(&path, "").unwrap();
+        for (how, process) in &processes {
+            let outcome = soon("an outcome", process.wait()).await;
+            assert!(is_right(*how, &outcome), "{how}: {outcome:?}");
+            is_exit_right(*how, process).await;
+        }
+        assert!(before.serving.state().is_some(), "its tracer holds it");
+        drop(release);
+        tracer.join().unwrap();
+        if inherits() {
+            eventually("it is reaped", || before.serving.state().is_none()).await;
+        }
+        // One that lives on is taken over.
+        std::fs::write(format!("{path}-last"), "").unwrap();
+        let outcome = soon("an outcome", last.wait()).await;
+        assert!(is_right(0, &outcome), "{outcome:?}");
+        is_exit_right(0, &last).await;
+        eventually("all are gone", || zygote.metrics().alive == 0).await;
+        for name in ["", "-begun", "-last", "-last-begun"] {
+            std::fs::remove_file(format!("{path}{name}")).unwrap();
+        }
+    });
 }
 
 /// The zygote is stopped, so that it reaps none of them; or it is not, and dies among them.

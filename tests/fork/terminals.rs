@@ -280,7 +280,7 @@ fn f92_a_storm_of_signals() {
 }
 
 /// Attaches to a process from a thread of its own, which stays its tracer until it is told to go.
-fn trace(pid: u32) -> (std::sync::mpsc::Sender<()>, std::thread::JoinHandle<()>) {
+pub(crate) fn trace(pid: u32) -> (std::sync::mpsc::Sender<()>, std::thread::JoinHandle<()>) {
     let (go, wait) = std::sync::mpsc::channel();
     let (attached, is_attached) = std::sync::mpsc::channel();
     let thread = std::thread::spawn(move || {
