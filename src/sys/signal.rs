@@ -102,15 +102,21 @@ fn is_pending(signal: Signal) -> bool {
 /// A handler, as the kernel calls it.
 pub(crate) type Handler = extern "C" fn(libc::c_int);
 
-/// Sets what a signal does.
-fn set_action(signal: libc::c_int, action: libc::sighandler_t) -> io::Result<()> {
+/// What a signal did before it was taken over.
+#[derive(Clone, Copy)]
+pub(crate) struct Action(libc::sigaction);
+
+/// Sets what a signal does, and gives what it did.
+fn set_action(signal: libc::c_int, action: libc::sighandler_t) -> io::Result<Action> {
     // SAFETY: an all-zero sigaction is valid; the fields that matter are set below.
     let mut new: libc::sigaction = unsafe { mem::zeroed() };
+    let mut before = Action(new);
     new.sa_sigaction = action;
     // A handler must not make a task's blocking calls fail with EINTR.
     new.sa_flags = libc::SA_RESTART;
-    // SAFETY: the pointer is live for the call; the handlers given here are async-signal-safe.
-    check(unsafe { libc::sigaction(signal, &raw const new, ptr::null_mut()) }).map(drop)
+    // SAFETY: the pointers are live for the call; the handlers given here are async-signal-safe.
+    check(unsafe { libc::sigaction(signal, &raw const new, &raw mut before.0) })?;
+    Ok(before)
 }
 
 /// Gives a signal its default action again.
@@ -120,7 +126,18 @@ pub(crate) fn reset(signal: Signal) {
 
 /// Lets `handler` handle a signal.
 pub(crate) fn handle(signal: Signal, handler: Handler) -> io::Result<()> {
+    take_over(signal, handler).map(drop)
+}
+
+/// The same, and gives what to [`restore`] when that is over.
+pub(crate) fn take_over(signal: Signal, handler: Handler) -> io::Result<Action> {
     set_action(signal.number(), handler as *const () as libc::sighandler_t)
+}
+
+/// Lets a signal do again what it did.
+pub(crate) fn restore(signal: Signal, before: &Action) {
+    // SAFETY: the pointer is live for the call; this action was in force already.
+    let _ = unsafe { libc::sigaction(signal.number(), &raw const before.0, ptr::null_mut()) };
 }
 
 /// Gives every signal but SIGPIPE its default action. SIGPIPE stays as the program had it: a worker that writes to a

@@ -21,7 +21,7 @@ use super::{host, is_worker};
 use crate::{
     model::Signal,
     sys::{
-        signal::{self, Disposition},
+        signal::{self, Action, Disposition},
         wake,
     },
 };
@@ -34,6 +34,9 @@ const SIGNALS: usize = 65;
 static LISTENERS: [AtomicU32; SIGNALS] = [const { AtomicU32::new(0) }; SIGNALS];
 /// How many deliveries of each were received.
 static RECEIVED: [AtomicU32; SIGNALS] = [const { AtomicU32::new(0) }; SIGNALS];
+/// What the signals did that are taken over. Locked while a handler comes or goes: one thread's last must not take another's
+/// first along.
+static BEFORE: Mutex<Vec<(usize, Action)>> = Mutex::new(Vec::new());
 static ARRIVED: Notify = Notify::const_new();
 static POKED: AtomicBool = AtomicBool::new(false);
 /// The supervisor's waker.
@@ -147,8 +150,12 @@ pub fn signal(signal: Signal) -> io::Result<Signals> {
             take_new_pair().into_iter().for_each(host::watch_with_thread);
         }
     }
+    let mut before = lock(&BEFORE);
+    let action = signal::take_over(signal, wake::COUNT)?;
     let listener = Signals::new(signal);
-    signal::handle(signal, wake::COUNT)?;
+    if !before.iter().any(|&(slot, _)| slot == listener.slot) {
+        before.push((listener.slot, action));
+    }
     Ok(listener)
 }
 
@@ -232,15 +239,17 @@ impl Signals {
 
 impl Drop for Signals {
     fn drop(&mut self) {
+        let mut before = lock(&BEFORE);
         let last = LISTENERS[self.slot].fetch_sub(1, Ordering::SeqCst) == 1;
         if !last {
             return;
         }
         if ENDING.contains(&self.signal) && super::execute::is_supervised() {
+            drop(before);
             // One that arrived and was not received acts now, as if it had not been taken over.
             wake_root();
-        } else {
-            signal::reset(self.signal);
+        } else if let Some(at) = before.iter().position(|&(slot, _)| slot == self.slot) {
+            signal::restore(self.signal, &before.swap_remove(at).1);
         }
     }
 }

@@ -10,6 +10,7 @@ use tokio_run_in_process::{Error, ExitStatus, Signal, Task, default_zygote, work
 
 use crate::{
     harness::{children, eventually, is_alive, multi_thread, without_warm_workers},
+    hygiene::{bit, signals},
     oracle::undisturbed,
     tools::{Notes, Says, dead, note, signal, stubborn, stubborn_blocking},
 };
@@ -22,6 +23,8 @@ crate::cases![
     what_is_in_its_group_dies_with_a_worker_that_leaves,
     an_escalation_goes_on_when_its_caller_is_gone,
     a_plain_function_has_the_default_action_unless_it_took_the_signal_over,
+    a_signal_that_is_given_back_acts_as_before,
+    threads_take_a_signal_over_and_give_it_back_at_once,
 ];
 
 const GRACE: Duration = Duration::from_millis(400);
@@ -324,5 +327,50 @@ fn a_plain_function_has_the_default_action_unless_it_took_the_signal_over() {
         notes.say("ready").await;
         process.terminate().unwrap();
         is_signaled(&process.wait().await.unwrap_err(), Signal::TERM);
+    });
+}
+
+extern "C" fn nothing(_: libc::c_int) {}
+
+/// Whether each signal does, when it is given back, what it did: SIGPIPE is ignored in a Rust program.
+fn a_signal_that_is_given_back_acts_as_before() {
+    fn gives_back() {
+        // SAFETY: the handler does nothing.
+        unsafe { libc::signal(libc::SIGUSR2, nothing as *const () as libc::sighandler_t) };
+        let [_, _, ignored, caught] = signals();
+        assert!(ignored & bit(libc::SIGPIPE) != 0 && caught & bit(libc::SIGUSR2) != 0);
+        for taken in [Signal::PIPE, Signal::USR1, Signal::USR2, Signal::HUP] {
+            for _ in 0..2 {
+                let (first, second) = (worker::signal(taken).unwrap(), worker::signal(taken).unwrap());
+                drop(first);
+                assert!(signals()[3] & bit(taken.number()) != 0, "{taken} is still taken over");
+                drop(second);
+                assert_eq!(signals()[2..], [ignored, caught], "{taken}");
+            }
+        }
+    }
+    undisturbed(|| async {
+        Task::new().run(async || gives_back(), ()).await.unwrap();
+        Task::new().run_blocking(gives_back, ()).await.unwrap();
+    });
+}
+
+fn threads_take_a_signal_over_and_give_it_back_at_once() {
+    fn takes() {
+        let threads = [(); 4].map(|()| {
+            std::thread::spawn(|| {
+                for _ in 0..10_000 {
+                    let _taken = worker::signal(Signal::USR1).unwrap();
+                    // At its default it would end the task. To this thread, where it arrives before this returns.
+                    // SAFETY: the signal has a handler.
+                    unsafe { libc::raise(libc::SIGUSR1) };
+                }
+            })
+        });
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        assert_eq!(signals()[3] & bit(libc::SIGUSR1), 0, "nobody has it any more");
+    }
+    undisturbed(|| async {
+        Task::new().run_blocking(takes, ()).await.unwrap();
     });
 }
