@@ -27,6 +27,7 @@ crate::cases![
     g99_what_newer_kernels_add_is_denied,
     g99_sigkill_on_hang_up_is_denied,
     g100_what_containers_forbid,
+    g100_a_task_that_can_start_no_thread,
 ];
 
 /// A call that fails: its number, and, for one call of many in one number, an argument with its value.
@@ -272,6 +273,22 @@ fn g100_what_containers_forbid() {
     ];
     deny(&forbidden.map(all_of), libc::EPERM);
     undisturbed(|| async { everything(&default_zygote().unwrap()).await });
+}
+
+/// Its end needs none, though the call is forbidden that would say at once that there is no other thread.
+fn g100_a_task_that_can_start_no_thread() {
+    deny(&[all_of(libc::SYS_unshare)], libc::EPERM);
+    undisturbed(|| async {
+        let says = || {
+            print!("last words");
+            deny(&[all_of(libc::SYS_clone), all_of(libc::SYS_clone3)], libc::EPERM);
+            std::thread::Builder::new().spawn(|| ()).unwrap_err();
+            7
+        };
+        let output = default_zygote().unwrap().task().output_blocking(says, ()).await;
+        assert_eq!(output.stdout.text(), "last words");
+        assert_eq!(output.result.unwrap(), 7);
+    });
 }
 
 /// The rule that holds for everybody but the superuser: no more processes.
