@@ -27,7 +27,7 @@ pub(super) struct Link {
     /// Wakes the driver to send on what did not go at once.
     pub(super) has_unsent: Notify,
     closed: AtomicBool,
-    /// The directories of control groups that the zygote was told of.
+    /// The directories of control groups that the zygote was told of, those that were asked for last at the end.
     contained: Mutex<Vec<Contained>>,
     /// The driver has heard the last of it.
     ended: watch::Sender<bool>,
@@ -45,6 +45,9 @@ struct Contained {
     dir: cgroup::Id,
     heard: bool,
 }
+
+/// How many directories are remembered. A program may have one for each task.
+const MOST_CONTAINED: usize = 64;
 
 impl Link {
     /// `rope` came with `Ready`.
@@ -87,15 +90,22 @@ impl Link {
         Ok(())
     }
 
-    /// Tells of a directory of control groups, once. Says whether the zygote has heard it: before that a worker that was
-    /// sent its job by another way may have ended.
+    /// Tells of a directory of control groups, mostly once. Says whether the zygote has heard it: before that a worker that
+    /// was sent its job by another way may have ended.
     pub(super) fn contain(&self, dir: cgroup::Id, fd: &Arc<OwnedFd>) -> bool {
         let mut contained = self.contained.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(told) = contained.iter_mut().find(|told| told.dir == dir) {
+        if let Some(at) = contained.iter().position(|told| told.dir == dir) {
+            let mut told = contained.remove(at);
             told.heard = told.heard || self.has_read_all();
-            return told.heard;
+            let heard = told.heard;
+            contained.push(told);
+            return heard;
         }
         if self.send(Order::Contain, &[fd]).is_ok() {
+            if contained.len() == MOST_CONTAINED {
+                // If it comes again the zygote is told again.
+                contained.remove(0);
+            }
             contained.push(Contained { dir, heard: false });
         }
         // It has hardly read it by now; the next one asks.

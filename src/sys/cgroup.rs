@@ -34,11 +34,22 @@ pub(crate) type Id = (u64, u64);
 /// Opens a directory in which groups can be made.
 pub(crate) fn open(dir: &OsStr) -> io::Result<(OwnedFd, Id)> {
     let fd = os::cgroup::open(dir)?;
+    let id = id(&fd)?;
+    Ok((fd, id))
+}
+
+/// Which directory that is. One that is made when it is gone is another one, whatever its name.
+pub(crate) fn id(dir: impl AsFd) -> io::Result<Id> {
     // SAFETY: an all-zero stat is valid storage.
     let mut stat: libc::stat = unsafe { std::mem::zeroed() };
     // SAFETY: live storage.
-    check(unsafe { libc::fstat(fd.as_raw_fd(), &raw mut stat) })?;
-    Ok((fd, (stat.st_dev as u64, stat.st_ino)))
+    check(unsafe { libc::fstat(dir.as_fd().as_raw_fd(), &raw mut stat) })?;
+    Ok((stat.st_dev as u64, stat.st_ino))
+}
+
+/// Whether somebody removed the directory. Not while there is a group in it.
+pub(crate) fn is_removed(dir: impl AsFd) -> bool {
+    os::cgroup::is_removed(dir.as_fd())
 }
 
 /// Moves this process to a new group of that name.

@@ -10,7 +10,7 @@ use std::{
 use tokio_run_in_process::{Error, Task, Zygote, default_zygote};
 
 use crate::{
-    harness::{descriptors, eventually, helper, is_alive, multi_thread, send_signal, skip, with_default},
+    harness::{descriptors, eventually, helper, is_alive, multi_thread, parent_of, send_signal, skip, with_default},
     oracle::{scratch, undisturbed},
     recovery::{both, go},
     tools::{Notes, note},
@@ -20,6 +20,8 @@ crate::cases![
     what_a_task_left_ends_with_it,
     however_a_task_ends_what_it_left_does,
     groups_of_many_tasks_at_once,
+    directories_that_come_and_go,
+    more_directories_than_are_remembered,
     a_group_ends_with_a_program_that_is_killed,
     a_group_ends_with_a_worker_whose_zygote_was_killed,
     what_is_no_directory_of_groups,
@@ -163,6 +165,52 @@ fn groups_of_many_tasks_at_once() {
         assert_eq!(sum, 199 * 200 / 2);
         delegated.is_empty().await;
         eventually("no descriptor is left", || descriptors(zygote).len() == before).await;
+    });
+}
+
+/// Waits until nobody is in the directory, and removes it.
+async fn remove(dir: &PathBuf) {
+    eventually("it is empty", || std::fs::remove_dir(dir).is_ok()).await;
+}
+
+fn directories_that_come_and_go() {
+    let delegated = Delegated::new("come");
+    with_default(|| async {
+        let zygotes = || {
+            let serving = default_zygote().unwrap().pid();
+            [serving, parent_of(serving).unwrap()].map(|pid| descriptors(pid).len())
+        };
+        let before = zygotes();
+        for n in 0..100 {
+            // In turn of the same name and of another.
+            let dir = delegated.0.join(format!("task-{}", n / 2));
+            std::fs::create_dir(&dir).unwrap();
+            gone(Task::new().cgroup(&dir).run(leaves_one, ()).await.unwrap()).await;
+            remove(&dir).await;
+        }
+        // The last one, and a worker that is about to be forked.
+        let few = |(now, before)| now <= before + 3;
+        eventually("few descriptors are left", || zygotes().into_iter().zip(before).all(few)).await;
+    });
+}
+
+fn more_directories_than_are_remembered() {
+    const DIRS: usize = 150;
+    let delegated = Delegated::new("more");
+    let dirs: Vec<_> = (0..DIRS).map(|n| delegated.0.join(n.to_string())).collect();
+    dirs.iter().for_each(|dir| std::fs::create_dir(dir).unwrap());
+    with_default(|| async {
+        let zygote = default_zygote().unwrap().pid();
+        let before = descriptors(zygote).len();
+        for _ in 0..2 {
+            for dir in &dirs {
+                gone(Task::new().cgroup(dir).run(leaves_one, ()).await.unwrap()).await;
+            }
+        }
+        eventually("each is open once", || descriptors(zygote).len() <= before + DIRS + 3).await;
+        for dir in &dirs {
+            remove(dir).await;
+        }
     });
 }
 

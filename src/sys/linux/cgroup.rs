@@ -30,6 +30,13 @@ pub(in crate::sys) fn open(dir: &OsStr) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// Whether the directory is there no more: a file that each has is not.
+pub(in crate::sys) fn is_removed(dir: BorrowedFd<'_>) -> bool {
+    // SAFETY: a live C string.
+    let found = check(unsafe { libc::faccessat(dir.as_raw_fd(), c"cgroup.procs".as_ptr(), libc::F_OK, 0) });
+    found.is_err_and(|e| matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)))
+}
+
 /// Makes a group in a directory, and moves this process there.
 pub(in crate::sys) fn join(dir: &OsStr, name: &CStr) -> io::Result<()> {
     let group = Path::new(dir).join(OsStr::from_bytes(name.to_bytes()));
