@@ -61,7 +61,8 @@ pub(crate) fn map_at_fork(rehearse: impl FnOnce()) {
     }
 }
 
-/// The pages of code that a child has mapped when it has rehearsed: their addresses, one after another.
+/// The pages of code that a child has mapped when it has rehearsed: their addresses, one after another. An error if the
+/// child did not come to its end.
 fn pages_of(rehearse: impl FnOnce(), code: &[Range<usize>]) -> io::Result<Vec<u8>> {
     let (ours, theirs) = socket::pair()?;
     let mut child = Some(rehearse);
@@ -71,6 +72,11 @@ fn pages_of(rehearse: impl FnOnce(), code: &[Range<usize>]) -> io::Result<Vec<u8
         }
         let pages = code.iter().flat_map(|segment| os::text::mapped_pages(segment).unwrap_or_default());
         let bytes: Vec<u8> = pages.flat_map(usize::to_le_bytes).collect();
+        // What its parent is about to do. Should that run code of the very page that it takes away for a moment (a linker may
+        // put anything there), then this process is killed, and its parent does not try.
+        for segment in code {
+            let _ = os::text::copy_at_fork(segment);
+        }
         let sent = socket::send_all(theirs.as_fd(), &bytes);
         process::exit(i32::from(sent.is_err()))
     })?;
