@@ -5,7 +5,7 @@ use tokio_run_in_process::{Error, Zygote};
 
 use crate::harness::{capabilities, eventually, multi_thread, send_signal, skip};
 
-crate::cases![code_is_on_huge_pages_if_the_program_is_linked_for_them];
+crate::cases![code_is_on_huge_pages_if_the_program_is_linked_for_them, code_that_was_patched_is_not_moved,];
 
 const HUGE: u64 = 2 << 20;
 
@@ -73,5 +73,15 @@ fn code_is_on_huge_pages_if_the_program_is_linked_for_them() {
         }
         // The program itself was left as it was.
         assert_eq!(huge_kilobytes().await, 0);
+    });
+}
+
+/// What wrote to it, a probe of the kernel's for one, counts on finding it there.
+fn code_that_was_patched_is_not_moved() {
+    crate::hygiene::patch();
+    let zygote = Zygote::builder().start().unwrap();
+    multi_thread().block_on(async {
+        assert!(!zygote.capabilities().huge_text);
+        assert_eq!(zygote.run_in_process(async || 7, ()).await.unwrap(), 7);
     });
 }

@@ -331,7 +331,8 @@ fn page_of_patched() -> usize {
     patched as *const () as usize / 4096 * 4096
 }
 
-fn code_that_was_patched_stays_as_it_is() {
+/// Writes to this program's code, and leaves it as it is.
+pub(crate) fn patch() {
     let page = page_of_patched() as *mut libc::c_void;
     let all = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
     // SAFETY: the page stays as it is, and is written to below only.
@@ -345,6 +346,10 @@ fn code_that_was_patched_stays_as_it_is() {
     unsafe { byte.write_volatile(same) };
     // SAFETY: as it was.
     assert_eq!(unsafe { libc::mprotect(page, 4096, libc::PROT_READ | libc::PROT_EXEC) }, 0);
+}
+
+fn code_that_was_patched_stays_as_it_is() {
+    patch();
     let zygote = Zygote::builder().start().unwrap();
     multi_thread().block_on(async {
         for _ in 0..3 {

@@ -8,7 +8,7 @@
 
 use std::{fs, io, ops::Range, ptr};
 
-use super::check;
+use super::{check, text};
 
 /// Of one huge page.
 const HUGE: usize = 2 << 20;
@@ -35,6 +35,13 @@ struct Segment {
     protection: libc::c_int,
 }
 
+impl Segment {
+    /// In whole pages, as it is mapped.
+    fn pages(&self) -> Range<usize> {
+        self.range.start / 4096 * 4096..self.range.end.next_multiple_of(4096)
+    }
+}
+
 /// What the program itself has of such: not its libraries, which are linked closer together.
 fn image() -> Vec<Segment> {
     let constant = |segment: super::Segment| {
@@ -49,7 +56,7 @@ fn image() -> Vec<Segment> {
 /// The huge pages of a segment, if it has them for itself: `maps` is /proc/self/maps (proc_pid_maps(5)).
 fn place(segment: &Segment, maps: &str) -> Option<Range<usize>> {
     let (start, end) = (segment.range.start / HUGE * HUGE, segment.range.end.next_multiple_of(HUGE));
-    let own = segment.range.start / 4096 * 4096..segment.range.end.next_multiple_of(4096);
+    let own = segment.pages();
     let mut covered = 0;
     for line in maps.lines() {
         let (range, rest) = line.split_once(' ')?;
@@ -74,6 +81,10 @@ fn place(segment: &Segment, maps: &str) -> Option<Range<usize>> {
 fn onto_huge_pages(segment: &Segment, maps: &str) -> io::Result<()> {
     let not_here = || io::Error::from(io::ErrorKind::Unsupported);
     let place = place(segment, maps).ok_or_else(not_here)?;
+    // A copy of a probe's breakpoint would be one that the kernel knows nothing of.
+    if segment.protection & libc::PROT_EXEC != 0 && !text::is_as_in_the_file(&segment.pages()) {
+        return Err(not_here());
+    }
     let room = Room::new(place.len() + HUGE)?;
     let (start, size) = (room.0.next_multiple_of(HUGE), place.len());
     // SAFETY: within the room, which is nobody else's.

@@ -41,7 +41,7 @@ pub(in crate::sys) fn mapped_pages(segment: &Range<usize>) -> io::Result<Vec<usi
 }
 
 /// Whether nobody wrote to a segment of code: a debugger, a tool that patches functions, relocations in text.
-fn is_as_in_the_file(segment: &Range<usize>) -> bool {
+pub(super) fn is_as_in_the_file(segment: &Range<usize>) -> bool {
     let is_ours = |word: &u64| word & SWAPPED != 0 || word & (MAPPED | OF_FILE) == MAPPED;
     page_map(segment).is_ok_and(|words| !words.iter().any(is_ours))
 }
