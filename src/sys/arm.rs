@@ -108,13 +108,14 @@ fn set_async(fd: RawFd, on: bool) -> io::Result<()> {
 
 /// Whether the other end is closed; waits so many milliseconds for that. Async-signal-safe.
 fn hung_up(fd: RawFd, wait: libc::c_int) -> bool {
-    let mut poll = libc::pollfd { fd, events: 0, revents: 0 };
+    let mut poll = libc::pollfd { fd, events: os::HANG_UP_EVENTS, revents: 0 };
     // SAFETY: one live pollfd.
     let n = unsafe { libc::poll(&raw mut poll, 1, wait) };
     n == 1 && poll.revents & (libc::POLLHUP | libc::POLLNVAL) != 0
 }
 
 extern "C" fn on_change(_signal: libc::c_int) {
+    let errno = os::errno();
     let fd = ARMED.load(Ordering::Relaxed);
     if fd >= 0 && hung_up(fd, 0) {
         // With its group, as the kernel does it.
@@ -122,4 +123,5 @@ extern "C" fn on_change(_signal: libc::c_int) {
         let _ = unsafe { libc::kill(-process::pid(), libc::SIGKILL) };
         process::exit(0);
     }
+    os::set_errno(errno);
 }

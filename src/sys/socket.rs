@@ -235,7 +235,7 @@ pub(crate) fn has_input(socket: RawFd) -> bool {
 
 /// Whether nobody is at the other end any more, nor holds a copy of it.
 pub(crate) fn has_hung_up(socket: impl AsFd) -> bool {
-    let mut poll = libc::pollfd { fd: socket.as_fd().as_raw_fd(), events: 0, revents: 0 };
+    let mut poll = libc::pollfd { fd: socket.as_fd().as_raw_fd(), events: os::HANG_UP_EVENTS, revents: 0 };
     // SAFETY: one live pollfd.
     let n = unsafe { libc::poll(&raw mut poll, 1, 0) };
     n == 1 && poll.revents & libc::POLLHUP != 0

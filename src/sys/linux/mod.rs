@@ -22,6 +22,8 @@ pub(super) const MAX_SIGNAL: i32 = 64;
 pub(super) const MAX_RSS_UNIT: u64 = 1024;
 pub(super) const MSG_CMSG_CLOEXEC: libc::c_int = libc::MSG_CMSG_CLOEXEC;
 pub(super) const MSG_NOSIGNAL: libc::c_int = libc::MSG_NOSIGNAL;
+/// What `poll(2)` is asked for where a hang-up is looked for: it is told unasked.
+pub(super) const HANG_UP_EVENTS: libc::c_short = 0;
 /// Linux 6.16; not in `libc` yet.
 const SO_PASSRIGHTS: libc::c_int = 83;
 

@@ -27,6 +27,10 @@ pub(super) const MSG_CMSG_CLOEXEC: libc::c_int = 0;
 /// Not here; `socket_pair` sets `SO_NOSIGPIPE`.
 pub(super) const MSG_NOSIGNAL: libc::c_int = 0;
 
+/// What `poll(2)` is asked for where a hang-up is looked for: asked for nothing, it watches nothing. For what can be
+/// written, since to have shut down one's own reading side counts as a hang-up where it is asked for what can be read.
+pub(super) const HANG_UP_EVENTS: libc::c_short = libc::POLLOUT;
+
 /// None of the optional mechanisms.
 pub(super) fn probe() -> u32 {
     0
