@@ -172,11 +172,15 @@ impl Half {
 impl Drop for Half {
     fn drop(&mut self) {
         let Some(link) = self.link.take() else { return };
+        // Before the next line, after which nobody is at the other end in any case.
+        let gone = link.is_dead();
         link.close();
         // It hears nothing while the function runs.
         let _ = match &self.pidfd {
             Some(pidfd) => process::signal_pidfd(pidfd, Signal::KILL),
-            // Its parent, another zygote, reaps it only when it has ended, and it ends by this or the line above.
+            // Its parent, another zygote, has reaped it, and its pid may mean another process.
+            None if gone => Ok(()),
+            // It is reaped only when it has ended, and it ends by this or the line above.
             None => process::signal_child(self.pid, Signal::KILL),
         };
     }
