@@ -29,6 +29,8 @@ mod os;
 mod os;
 #[cfg(not(any(target_os = "linux", target_os = "macos")))]
 compile_error!("tokio-run-in-process runs on Linux and macOS");
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("tokio-run-in-process runs on 64-bit systems");
 
 pub(crate) use os::{CodeModules, ParentWatch, SENT_FDS_ARE_SAFE, code_modules, is_alone, set_name, thread_count};
 

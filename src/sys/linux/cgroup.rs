@@ -24,7 +24,8 @@ pub(in crate::sys) fn open(dir: &OsStr) -> io::Result<OwnedFd> {
     let mut stat: libc::statfs = unsafe { mem::zeroed() };
     // SAFETY: live storage.
     check(unsafe { libc::fstatfs(fd.as_raw_fd(), &raw mut stat) })?;
-    if stat.f_type != libc::CGROUP2_SUPER_MAGIC {
+    // Each C library has a type of its own for it.
+    if stat.f_type as libc::c_long != libc::CGROUP2_SUPER_MAGIC {
         return Err(io::Error::other("it is not in a hierarchy of control groups, version 2"));
     }
     Ok(fd)

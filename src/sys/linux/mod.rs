@@ -367,10 +367,8 @@ fn segments() -> Vec<Segment> {
             // SAFETY: as above.
             let header = unsafe { &*header };
             if header.p_type == libc::PT_LOAD {
-                #[expect(clippy::useless_conversion, reason = "32 bits wide on 32-bit systems")]
-                let start = u64::from(info.dlpi_addr).wrapping_add(u64::from(header.p_vaddr));
-                #[expect(clippy::useless_conversion, reason = "32 bits wide on 32-bit systems")]
-                let range = (start, start.wrapping_add(u64::from(header.p_memsz)));
+                let start = info.dlpi_addr.wrapping_add(header.p_vaddr);
+                let range = (start, start.wrapping_add(header.p_memsz));
                 // The program comes first.
                 segments.push(Segment { range, flags: header.p_flags, own: *seen == 0 });
             }
