@@ -1,0 +1,88 @@
+//! Where the lane for a task comes from, and where it goes afterwards: to the next task of the pool, to whoever else waits
+//! for a process, or away.
+
+use std::{
+    pin::pin,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use super::{
+    super::{
+        race::{Either, race},
+        waits::Waits,
+        zygote::Holder,
+    },
+    Inner, Lane,
+};
+use crate::error::Error;
+
+impl Holder for Inner {
+    fn let_one_go(&self) -> bool {
+        let oldest = {
+            let mut idle = self.idle();
+            (!idle.is_empty()).then(|| idle.remove(0))
+        };
+        oldest.is_some()
+    }
+}
+
+impl Inner {
+    /// Lets workers go that had no task for so long. On the driver, which is told by the pool's end.
+    pub(super) fn keep_idle_for(self: Arc<Self>, time: Duration) -> Result<(), Error> {
+        let driver = self.driver(&self.config.name)?;
+        let pool = Arc::downgrade(&self);
+        drop(self);
+        driver.spawn(async move {
+            loop {
+                tokio::time::sleep((time / 4).max(Duration::from_millis(1))).await;
+                let Some(pool) = pool.upgrade() else { return };
+                let mut idle = pool.idle();
+                let old = idle.partition_point(|(_, since)| since.elapsed() >= time);
+                let old: Vec<_> = idle.drain(..old).collect();
+                drop(idle);
+                drop(old);
+            }
+        });
+        Ok(())
+    }
+
+    /// A lane to use: the one that was used last, or a new one. If there is no room for a new one, there may be none until
+    /// a lane of this pool is idle again: whichever comes first. (If somebody else takes the last place just now, he waits
+    /// in the queue, and [`put_back`](Self::put_back) makes room.)
+    pub(super) async fn lane(&self) -> Result<Lane, Error> {
+        if let Some((lane, _)) = self.idle().pop() {
+            return Ok(lane);
+        }
+        let start = Lane::start(&self.zygote, &self.config.name, self.config.initializer);
+        if self.zygote.available_processes() > 0 {
+            return start.await;
+        }
+        let _waits = Waits::new(&self.waiting);
+        let mut start = pin!(start);
+        loop {
+            // Before the look: one that becomes idle in between is not missed.
+            let freed = self.freed.notified();
+            if let Some((lane, _)) = self.idle().pop() {
+                return Ok(lane);
+            }
+            if let Either::First(lane) = race(start.as_mut(), freed).await {
+                return lane;
+            }
+        }
+    }
+
+    /// Takes a lane back that served.
+    pub(super) fn put_back(&self, lane: Lane) {
+        if self.zygote.0.is_closing() {
+            // Dropped with its worker.
+            return;
+        }
+        self.idle().push((lane, Instant::now()));
+        self.freed.notify_one();
+        // After the push: whoever starts to wait now finds it.
+        if self.waiting.load(Relaxed) == 0 && self.zygote.0.counters.queued.load(Relaxed) > 0 {
+            self.let_one_go();
+        }
+    }
+}
