@@ -103,6 +103,8 @@ impl Prepared {
             return Ok(permit);
         }
         let _queued = Waits::new(&inner.counters.queued);
+        // Before idle workers are asked for room: one that becomes idle from now on finds that somebody waits.
+        let _waits = Waits::new(&inner.room.queued);
         inner.ask_for_room();
         let turn = async {
             match race(permits.clone().acquire_owned(), inner.is_closed()).await {

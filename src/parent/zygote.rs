@@ -2,7 +2,7 @@
 
 use std::{
     os::fd::OwnedFd,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak, atomic::AtomicUsize},
     time::{Duration, Instant},
 };
 
@@ -79,21 +79,28 @@ pub(super) struct Inner {
     warm: Mutex<WarmSet>,
     pub(super) counters: Counters,
     served: OnceLock<()>,
-    holders: Arc<Holders>,
+    pub(super) room: Arc<Room>,
     /// No task starts any more.
     pub(super) closing: watch::Sender<bool>,
     /// A worker that had a task is gone.
     pub(super) gone: Notify,
 }
 
-type Holders = Mutex<Vec<Weak<dyn Holder>>>;
+/// Who has and who lacks one of the processes that there may be. A zygote shares it, as it shares the permits, with those that
+/// were preloaded from it.
+#[derive(Debug, Default)]
+pub(super) struct Room {
+    holders: Mutex<Vec<Weak<dyn Holder>>>,
+    /// Tasks that wait for their turn, of all these zygotes.
+    pub(super) queued: AtomicUsize,
+}
 
 impl Inner {
     /// A handle whose zygote serves.
     fn new(
         config: Config,
         lineage: Lineage,
-        (permits, holders): (Arc<Semaphore>, Arc<Holders>),
+        (permits, room): (Arc<Semaphore>, Arc<Room>),
         modules: CodeModules,
         null: Arc<OwnedFd>,
     ) -> Arc<Self> {
@@ -108,7 +115,7 @@ impl Inner {
             warm: Mutex::new(WarmSet::new(base, config.most_warm())),
             counters: Counters::default(),
             served: OnceLock::new(),
-            holders,
+            room,
             closing: watch::Sender::new(false),
             gone: Notify::new(),
         });
@@ -127,7 +134,7 @@ impl Inner {
 
     /// One with other zygotes, and else the same.
     pub(super) fn start(like: &Arc<Self>, lineage: Lineage) -> Arc<Self> {
-        let shared = (like.permits.clone(), like.holders.clone());
+        let shared = (like.permits.clone(), like.room.clone());
         let inner = Self::new(like.config, lineage, shared, like.modules.clone(), like.null.clone());
         inner.check_ancestor();
         inner.keep_warm(Instant::now(), true);
@@ -165,7 +172,7 @@ impl Inner {
 
     /// Asked for a process when there is no room for one more.
     pub(super) fn add_holder(&self, holder: Weak<dyn Holder>) {
-        let mut holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut holders = self.room.holders.lock().unwrap_or_else(PoisonError::into_inner);
         holders.retain(|holder| holder.strong_count() > 0);
         holders.push(holder);
     }
@@ -173,7 +180,7 @@ impl Inner {
     /// Somebody waits for room: an idle worker of a pool makes some, if there is one.
     pub(super) fn ask_for_room(&self) -> bool {
         let holders: Vec<_> = {
-            let holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
+            let holders = self.room.holders.lock().unwrap_or_else(PoisonError::into_inner);
             holders.iter().filter_map(Weak::upgrade).collect()
         };
         holders.iter().any(|holder| holder.let_one_go())

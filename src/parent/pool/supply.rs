@@ -81,7 +81,7 @@ impl Inner {
         self.idle().push((lane, Instant::now()));
         self.freed.notify_one();
         // After the push: whoever starts to wait now finds it.
-        if self.waiting.load(Relaxed) == 0 && self.zygote.0.counters.queued.load(Relaxed) > 0 {
+        if self.waiting.load(Relaxed) == 0 && self.zygote.0.room.queued.load(Relaxed) > 0 {
             self.let_one_go();
         }
     }
