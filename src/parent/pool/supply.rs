@@ -10,7 +10,6 @@ use std::{
 use super::{
     super::{
         race::{Either, race},
-        waits::Waits,
         zygote::Holder,
     },
     Inner, Lane,
@@ -58,11 +57,14 @@ impl Inner {
         if self.zygote.available_processes() > 0 {
             return start.await;
         }
-        let _waits = Waits::new(&self.waiting);
+        // Before `start`: that does not count among those who wait for a process any more when this is dropped.
+        let _waiting = Waiting::new(self);
         let mut start = pin!(start);
         loop {
-            // Before the look: one that becomes idle in between is not missed.
-            let freed = self.freed.notified();
+            // Before the look: one that becomes idle in between is not missed. Not by a second one who waits, either: of those
+            // that are not enabled, `notify_one` remembers one.
+            let mut freed = pin!(self.freed.notified());
+            freed.as_mut().enable();
             if let Some((lane, _)) = self.idle().pop() {
                 return Ok(lane);
             }
@@ -81,8 +83,31 @@ impl Inner {
         self.idle().push((lane, Instant::now()));
         self.freed.notify_one();
         // After the push: whoever starts to wait now finds it.
+        self.make_room();
+    }
+
+    /// An idle lane goes if nobody of this pool waits for it and somebody else waits for a process.
+    fn make_room(&self) {
         if self.waiting.load(Relaxed) == 0 && self.zygote.0.room.queued.load(Relaxed) > 0 {
             self.let_one_go();
         }
+    }
+}
+
+/// A task of the pool that waits for a lane, as long as it lives.
+struct Waiting<'a>(&'a Inner);
+
+impl<'a> Waiting<'a> {
+    fn new(pool: &'a Inner) -> Self {
+        pool.waiting.fetch_add(1, Relaxed);
+        Self(pool)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Relaxed);
+        // A lane may have been kept for this one, which took another or gave up: nobody else would look at it.
+        self.0.make_room();
     }
 }
