@@ -1,12 +1,15 @@
 //! From a prepared task to a worker: its turn, then its socket, its order, its job.
 
 use std::{
+    future::poll_fn,
     io,
     num::NonZeroUsize,
+    pin::pin,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -105,9 +108,14 @@ impl Prepared {
         let _queued = Waits::new(&inner.counters.queued);
         // Before idle workers are asked for room: one that becomes idle from now on finds that somebody waits.
         let _waits = Waits::new(&inner.room.queued);
-        inner.ask_for_room();
         let turn = async {
-            match race(permits.clone().acquire_owned(), inner.is_closed()).await {
+            let mut turn = pin!(permits.clone().acquire_owned());
+            // Before that, too: the room that is made is for this one, and not for whoever comes next.
+            if let Poll::Ready(permit) = poll_fn(|context| Poll::Ready(turn.as_mut().poll(context))).await {
+                return permit.map_err(|_| Error::ShutDown);
+            }
+            inner.ask_for_room();
+            match race(turn, inner.is_closed()).await {
                 Either::First(permit) => permit.map_err(|_| Error::ShutDown),
                 Either::Second(()) => Err(Error::ShutDown),
             }

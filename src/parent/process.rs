@@ -128,6 +128,12 @@ impl<T> Process<T> {
         self.zygote.0.check_owner().is_ok()
     }
 
+    /// Whether its process counts towards those that there may be.
+    pub(super) fn holds_a_place(&self) -> bool {
+        // Not by its status: that is told of the exit when the place is free already.
+        self.driver.roster().knows(self.worker.id)
+    }
+
     /// The name given to the task, or else the path of its function.
     pub fn name(&self) -> &str {
         &self.worker.name

@@ -47,6 +47,7 @@ mod pipes;
 mod places;
 mod pool;
 mod pool_ends;
+mod pool_room;
 mod pool_tasks;
 mod preload;
 mod preload_fds;
@@ -125,6 +126,7 @@ fn cases() -> Vec<Case> {
         places::CASES,
         pool::CASES,
         pool_ends::CASES,
+        pool_room::CASES,
         pool_tasks::CASES,
         #[cfg(feature = "stream")]
         pool_tasks::STREAM_CASES,

@@ -74,6 +74,12 @@ impl Lane {
         self.process.pid()
     }
 
+    /// Whether there is room for another process once this lane is dropped: not if its worker is gone, whose place may be
+    /// taken.
+    pub(super) fn makes_room(&self) -> bool {
+        self.process.holds_a_place()
+    }
+
     /// Runs one task. Dropped half-way, the lane must not be used again.
     pub(super) async fn run(&mut self, job: &BareJob) -> Result<Result<Bytes, Error>, LaneError> {
         // Most jobs go at once, before any reactor is involved.

@@ -18,11 +18,17 @@ use crate::error::Error;
 
 impl Holder for Inner {
     fn let_one_go(&self) -> bool {
-        let oldest = {
-            let mut idle = self.idle();
-            (!idle.is_empty()).then(|| idle.remove(0))
-        };
-        oldest.is_some()
+        loop {
+            let oldest = {
+                let mut idle = self.idle();
+                (!idle.is_empty()).then(|| idle.remove(0))
+            };
+            match oldest {
+                None => return false,
+                Some((lane, _)) if lane.makes_room() => return true,
+                Some(_) => {}
+            }
+        }
     }
 }
 
@@ -83,13 +89,14 @@ impl Inner {
         self.idle().push((lane, Instant::now()));
         self.freed.notify_one();
         // After the push: whoever starts to wait now finds it.
-        self.make_room();
+        self.make_room(1);
     }
 
-    /// An idle lane goes if nobody of this pool waits for it and somebody else waits for a process.
-    fn make_room(&self) {
-        if self.waiting.load(Relaxed) == 0 && self.zygote.0.room.queued.load(Relaxed) > 0 {
-            self.let_one_go();
+    /// Idle lanes go if nobody of this pool waits for them: one for each that waits for a process, and so many at most.
+    fn make_room(&self, most: usize) {
+        if self.waiting.load(Relaxed) == 0 {
+            let queued = self.zygote.0.room.queued.load(Relaxed);
+            (0..queued.min(most)).all(|_| self.let_one_go());
         }
     }
 }
@@ -107,7 +114,11 @@ impl<'a> Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, Relaxed);
-        // A lane may have been kept for this one, which took another or gave up: nobody else would look at it.
-        self.0.make_room();
+        if self.0.zygote.0.check_owner().is_err() {
+            // A fork of the parent, where another thread may have held the locks.
+            return;
+        }
+        // Lanes may have been kept for this one, which took another or gave up: nobody else would look at them.
+        self.0.make_room(usize::MAX);
     }
 }

@@ -1,0 +1,98 @@
+//! The processes that there may be, shared by tasks, pools and generations: nobody waits for ever behind an idle worker.
+
+use std::{future::Future, time::Duration};
+
+use tokio_run_in_process::Zygote;
+
+use crate::{
+    harness::{begin, eventually, is_alive, send_signal},
+    oracle::undisturbed_with,
+    pool::{double, nap},
+    tools::poll_once,
+};
+
+crate::cases![
+    a_task_of_another_generation_waits_for_a_worker_that_becomes_idle,
+    a_lane_that_is_kept_for_a_task_that_gives_up_makes_room,
+    a_lane_that_was_kept_for_one_who_took_another_makes_room,
+    an_idle_worker_that_is_dead_makes_no_room,
+];
+
+async fn soon<F: Future>(what: &str, future: F) -> F::Output {
+    tokio::time::timeout(Duration::from_secs(8), future).await.unwrap_or_else(|_| panic!("never: {what}"))
+}
+
+fn a_task_of_another_generation_waits_for_a_worker_that_becomes_idle() {
+    undisturbed_with(Zygote::builder().max_processes(1), |zygote| async move {
+        let next = zygote.preload(|| (), ()).await.unwrap();
+        for (pooled, plain) in [(&zygote, &next), (&next, &zygote)] {
+            eventually("the process is free", || zygote.available_processes() == 1).await;
+            let pool = pooled.pool().workers(1).build().unwrap();
+            let busy = begin(pool.run(nap, 300)).await;
+            let waits = tokio::spawn(plain.run_in_process(double, 4));
+            eventually("it waits", || plain.metrics().queued == 1).await;
+            assert_eq!(pooled.metrics().queued, 0, "each counts its own");
+            assert_eq!(busy.await.unwrap(), 300);
+            assert_eq!(soon("its turn", waits).await.unwrap().unwrap(), 8);
+        }
+    });
+}
+
+fn a_lane_that_is_kept_for_a_task_that_gives_up_makes_room() {
+    undisturbed_with(Zygote::builder().max_processes(1), |zygote| async move {
+        let pool = zygote.pool().workers(2).build().unwrap();
+        let busy = pool.run(nap, 300);
+        let other = pool.run(nap, 0);
+        let plain = zygote.clone();
+        let waits = tokio::spawn(async move {
+            eventually("the pool has the process", || plain.available_processes() == 0).await;
+            plain.run_in_process(double, 4).await
+        });
+        // `busy` is polled first: when it gives its lane back, `other` waits for it, and is dropped before it hears of that.
+        tokio::select! {
+            biased;
+            done = busy => assert_eq!(done.unwrap(), 300),
+            _ = other => panic!("there is one process"),
+        }
+        assert_eq!(soon("its turn", waits).await.unwrap().unwrap(), 8);
+    });
+}
+
+fn a_lane_that_was_kept_for_one_who_took_another_makes_room() {
+    undisturbed_with(Zygote::builder().max_processes(3), |zygote| async move {
+        let pool = zygote.pool().workers(4).build().unwrap();
+        let mut busy = Vec::new();
+        for _ in 0..3 {
+            busy.push(begin(pool.run(nap, 300)).await);
+        }
+        let mut fourth = begin(pool.run(nap, 60_000)).await;
+        let waits = [4, 5].map(|n| tokio::spawn(zygote.run_in_process(double, n)));
+        eventually("all wait", || zygote.metrics().queued == 3).await;
+        // One lane goes, as others wait, too. The rest is kept for the fourth task, which hears of it later.
+        for busy in busy {
+            assert_eq!(busy.await.unwrap(), 300);
+        }
+        assert!(poll_once(&mut fourth).is_pending());
+        for (n, waits) in (4..).zip(waits) {
+            assert_eq!(soon("its turn", waits).await.unwrap().unwrap(), n * 2);
+        }
+    });
+}
+
+fn an_idle_worker_that_is_dead_makes_no_room() {
+    undisturbed_with(Zygote::builder().max_processes(2), |zygote| async move {
+        let pool = zygote.pool().workers(2).build().unwrap();
+        let slow_pid = async |millis: u64| (nap(millis).await, std::process::id()).1;
+        let (first, second) = tokio::join!(pool.run(slow_pid, 20), pool.run(slow_pid, 300));
+        let (oldest, other) = (first.unwrap(), second.unwrap());
+        assert_ne!(oldest, other);
+        send_signal(oldest, libc::SIGKILL);
+        eventually("its place is free", || zygote.available_processes() == 1).await;
+        assert_eq!(pool.idle_workers(), 2, "nobody has looked");
+        let stays = zygote.open_in_process(std::future::pending::<()>, ()).await.unwrap();
+        assert_eq!(soon("its turn", zygote.run_in_process(double, 4)).await.unwrap(), 8);
+        assert!(stays.try_wait().is_none());
+        eventually("the other made room", || !is_alive(other)).await;
+        assert_eq!(pool.run(double, 5).await.unwrap(), 10);
+    });
+}
