@@ -72,7 +72,8 @@ impl Inner {
             let mut freed = pin!(self.freed.notified());
             freed.as_mut().enable();
             if let Some((lane, _)) = self.idle().pop() {
-                return Ok(lane);
+                // It may have been given back after the last look of a shutdown, and before it is let go.
+                return if self.zygote.0.is_closing() { Err(Error::ShutDown) } else { Ok(lane) };
             }
             if let Either::First(lane) = race(start.as_mut(), freed).await {
                 return lane;
@@ -82,14 +83,14 @@ impl Inner {
 
     /// Takes a lane back that served.
     pub(super) fn put_back(&self, lane: Lane) {
-        if self.zygote.0.is_closing() {
-            // Dropped with its worker.
-            return;
-        }
         self.idle().push((lane, Instant::now()));
         self.freed.notify_one();
-        // After the push: whoever starts to wait now finds it.
-        self.make_room(1);
+        // After the push: whoever starts to wait now finds it, and so does a shutdown that begins now.
+        if self.zygote.0.is_closing() {
+            self.let_one_go();
+        } else {
+            self.make_room(1);
+        }
     }
 
     /// Idle lanes go if nobody of this pool waits for them: one for each that waits for a process, and so many at most.
