@@ -96,8 +96,7 @@ impl Inner {
     fn close(&self) {
         self.closing.send_replace(true);
         self.warm().close();
-        // Idle workers of pools.
-        while self.ask_for_room() {}
+        self.let_idle_go();
     }
 
     pub(super) fn is_closing(&self) -> bool {

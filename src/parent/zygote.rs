@@ -61,6 +61,9 @@ impl std::fmt::Debug for Zygote {
 
 /// What holds processes of a zygote that it could do without.
 pub(super) trait Holder: std::fmt::Debug + Send + Sync {
+    /// Whether the processes are this one's, and not those of another generation.
+    fn is_of(&self, zygote: &Inner) -> bool;
+
     /// Lets one go; `false` if there is none.
     fn let_one_go(&self) -> bool;
 }
@@ -178,12 +181,21 @@ impl Inner {
     }
 
     /// Somebody waits for room: an idle worker of a pool makes some, if there is one.
-    pub(super) fn ask_for_room(&self) -> bool {
-        let holders: Vec<_> = {
-            let holders = self.room.holders.lock().unwrap_or_else(PoisonError::into_inner);
-            holders.iter().filter_map(Weak::upgrade).collect()
-        };
-        holders.iter().any(|holder| holder.let_one_go())
+    pub(super) fn ask_for_room(&self) {
+        self.holders().iter().any(|holder| holder.let_one_go());
+    }
+
+    /// Lets all idle workers of this zygote's pools go.
+    pub(super) fn let_idle_go(&self) {
+        for holder in self.holders().iter().filter(|holder| holder.is_of(self)) {
+            while holder.let_one_go() {}
+        }
+    }
+
+    /// Not under the lock: to let a worker go takes others.
+    fn holders(&self) -> Vec<Arc<dyn Holder>> {
+        let holders = self.room.holders.lock().unwrap_or_else(PoisonError::into_inner);
+        holders.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Brings the warm workers to their number, and says when to look again though nothing happens.

@@ -18,6 +18,7 @@ crate::cases![
     tasks_that_do_not_finish_are_ended,
     tasks_that_wait_for_their_turn_are_shut_down,
     a_pool_is_shut_down_with_its_zygote,
+    a_pool_of_another_generation_is_left_alone,
     shut_down_twice_and_while_tasks_come,
     shut_down_by_a_signal,
     shut_down_leaves_the_other_zygotes_alone,
@@ -121,6 +122,21 @@ fn a_pool_is_shut_down_with_its_zygote() {
         assert_eq!(task.wait().await.unwrap(), 42);
         assert_eq!(end.await.unwrap(), 0);
         family.is_gone().await;
+    });
+}
+
+fn a_pool_of_another_generation_is_left_alone() {
+    let zygote = Zygote::builder().start().unwrap();
+    multi_thread().block_on(async {
+        let next = zygote.preload(|| (), ()).await.unwrap();
+        let (old, new) = (zygote.pool().build().unwrap(), next.pool().build().unwrap());
+        let worker = async || std::process::id();
+        old.run(worker, ()).await.unwrap();
+        let kept = new.run(worker, ()).await.unwrap();
+        assert_eq!((old.idle_workers(), new.idle_workers()), (1, 1));
+        assert_eq!(zygote.shutdown(Duration::from_secs(60)).await, 0);
+        assert_eq!((old.idle_workers(), new.idle_workers()), (0, 1));
+        assert_eq!(new.run(worker, ()).await.unwrap(), kept);
     });
 }
 

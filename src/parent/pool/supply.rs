@@ -10,13 +10,17 @@ use std::{
 use super::{
     super::{
         race::{Either, race},
-        zygote::Holder,
+        zygote::{self, Holder},
     },
     Inner, Lane,
 };
 use crate::error::Error;
 
 impl Holder for Inner {
+    fn is_of(&self, zygote: &zygote::Inner) -> bool {
+        std::ptr::eq(&*self.zygote.0, zygote)
+    }
+
     fn let_one_go(&self) -> bool {
         loop {
             let oldest = {
