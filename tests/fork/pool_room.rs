@@ -16,6 +16,7 @@ crate::cases![
     a_lane_that_is_kept_for_a_task_that_gives_up_makes_room,
     a_lane_that_was_kept_for_one_who_took_another_makes_room,
     an_idle_worker_that_is_dead_makes_no_room,
+    a_pool_of_more_workers_than_can_be_counted,
 ];
 
 async fn soon<F: Future>(what: &str, future: F) -> F::Output {
@@ -94,5 +95,12 @@ fn an_idle_worker_that_is_dead_makes_no_room() {
         assert!(stays.try_wait().is_none());
         eventually("the other made room", || !is_alive(other)).await;
         assert_eq!(pool.run(double, 5).await.unwrap(), 10);
+    });
+}
+
+fn a_pool_of_more_workers_than_can_be_counted() {
+    undisturbed_with(Zygote::builder(), |zygote| async move {
+        let pool = zygote.pool().workers(usize::MAX).build().unwrap();
+        assert_eq!(pool.map(double, 0..4).collect().await.unwrap(), [0, 2, 4, 6]);
     });
 }

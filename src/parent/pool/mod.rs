@@ -185,7 +185,7 @@ impl<T> fmt::Debug for PoolRun<T> {
 impl Pool {
     fn new(zygote: Zygote, config: Config) -> Result<Self, Error> {
         zygote.0.check_owner()?;
-        let permits = Semaphore::new(config.workers);
+        let permits = Semaphore::new(config.workers.min(Semaphore::MAX_PERMITS));
         let idle_timeout = config.idle_timeout;
         let (idle, freed, waiting) = (Mutex::default(), Notify::new(), AtomicUsize::new(0));
         let inner = Arc::new(Inner { zygote, config, permits, idle, freed, waiting });
