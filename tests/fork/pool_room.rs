@@ -16,6 +16,7 @@ crate::cases![
     a_lane_that_is_kept_for_a_task_that_gives_up_makes_room,
     a_lane_that_was_kept_for_one_who_took_another_makes_room,
     an_idle_worker_that_is_dead_makes_no_room,
+    a_pool_with_too_much_to_do_gives_others_a_turn,
     a_pool_of_more_workers_than_can_be_counted,
 ];
 
@@ -95,6 +96,24 @@ fn an_idle_worker_that_is_dead_makes_no_room() {
         assert!(stays.try_wait().is_none());
         eventually("the other made room", || !is_alive(other)).await;
         assert_eq!(pool.run(double, 5).await.unwrap(), 10);
+    });
+}
+
+fn a_pool_with_too_much_to_do_gives_others_a_turn() {
+    undisturbed_with(Zygote::builder().max_processes(1), |zygote| async move {
+        let pool = zygote.pool().workers(3).build().unwrap();
+        let mut endless = pool.map(nap, std::iter::repeat(1)).unordered();
+        let busy = tokio::spawn(async move {
+            while let Some(done) = endless.next().await {
+                done.unwrap();
+            }
+        });
+        eventually("the pool has the process", || zygote.available_processes() == 0).await;
+        for n in 0..3 {
+            assert_eq!(soon("its turn", zygote.run_in_process(double, n)).await.unwrap(), n * 2);
+            assert!(!busy.is_finished());
+        }
+        busy.abort();
     });
 }
 

@@ -54,7 +54,8 @@ pub use task::{PoolOpen, PoolTask};
 /// future ends its task, by ending its worker, which is replaced.
 ///
 /// Cheap to clone. The workers end when the last clone is dropped and its tasks are done. They count towards the
-/// zygote's `max_processes` as long as they live; one that is idle makes room for a task that waits for it.
+/// zygote's `max_processes` as long as they live; one that is idle makes room for a task that waits for it. So does one now
+/// and then of a pool that has too much to do to have an idle one.
 ///
 /// ```
 /// use tokio_run_in_process::{Pool, block_on};
@@ -92,6 +93,8 @@ struct Inner {
     freed: Notify,
     /// Tasks that wait for a lane.
     waiting: AtomicUsize,
+    /// When somebody else had his turn last, while tasks waited for a lane.
+    last_turn: Mutex<Instant>,
 }
 
 impl Inner {
@@ -188,7 +191,8 @@ impl Pool {
         let permits = Semaphore::new(config.workers.min(Semaphore::MAX_PERMITS));
         let idle_timeout = config.idle_timeout;
         let (idle, freed, waiting) = (Mutex::default(), Notify::new(), AtomicUsize::new(0));
-        let inner = Arc::new(Inner { zygote, config, permits, idle, freed, waiting });
+        let last_turn = Mutex::new(Instant::now());
+        let inner = Arc::new(Inner { zygote, config, permits, idle, freed, waiting, last_turn });
         let holder: Weak<Inner> = Arc::downgrade(&inner);
         inner.zygote.0.add_holder(holder);
         if let Some(time) = idle_timeout {

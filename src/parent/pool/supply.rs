@@ -3,7 +3,7 @@
 
 use std::{
     pin::pin,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -15,6 +15,9 @@ use super::{
     Inner, Lane,
 };
 use crate::error::Error;
+
+/// How long a pool that has more to do than it has workers keeps them all from others who wait for a process.
+const TURN: Duration = Duration::from_millis(50);
 
 impl Holder for Inner {
     fn is_of(&self, zygote: &zygote::Inner) -> bool {
@@ -75,8 +78,9 @@ impl Inner {
             // that are not enabled, `notify_one` remembers one.
             let mut freed = pin!(self.freed.notified());
             freed.as_mut().enable();
-            if let Some((lane, _)) = self.idle().pop() {
-                // It may have been given back after the last look of a shutdown, and before it is let go.
+            let idle = self.idle().pop();
+            if let Some((lane, _)) = idle {
+                // It may have been given back after the last look of a shutdown.
                 return if self.zygote.0.is_closing() { Err(Error::ShutDown) } else { Ok(lane) };
             }
             if let Either::First(lane) = race(start.as_mut(), freed).await {
@@ -87,6 +91,10 @@ impl Inner {
 
     /// Takes a lane back that served.
     pub(super) fn put_back(&self, lane: Lane) {
+        if self.owes_a_turn() {
+            // The tasks of this pool that wait stand in the queue for processes, too.
+            return drop(lane);
+        }
         self.idle().push((lane, Instant::now()));
         self.freed.notify_one();
         // After the push: whoever starts to wait now finds it, and so does a shutdown that begins now.
@@ -95,6 +103,22 @@ impl Inner {
         } else {
             self.make_room(1);
         }
+    }
+
+    /// Whether it is somebody else's turn though tasks of this pool wait: with lanes that pass from one to the next, they would
+    /// be before him for ever. Not at each task: another worker costs more than most tasks do.
+    fn owes_a_turn(&self) -> bool {
+        let waiting = self.waiting.load(Relaxed);
+        // Each that waits for a lane waits for a process as well.
+        if waiting == 0 || self.zygote.0.room.queued.load(Relaxed) <= waiting {
+            return false;
+        }
+        let mut last = self.last_turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let owes = last.elapsed() >= TURN;
+        if owes {
+            *last = Instant::now();
+        }
+        owes
     }
 
     /// Idle lanes go if nobody of this pool waits for them: one for each that waits for a process, and so many at most.
