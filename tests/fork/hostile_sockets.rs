@@ -282,7 +282,7 @@ async fn silent<F: BlockingTask<String, fn(String), Output = u8>>(task: F) {
 }
 
 /// Starts a process outside the worker's session and group, which has all the worker's descriptors and does this.
-fn daemon(path: &str, body: impl FnOnce()) {
+pub(crate) fn daemon(path: &str, body: impl FnOnce()) {
     use crate::forks::{exit, fork, wait_for};
     let child = fork();
     if child == 0 {
@@ -304,7 +304,7 @@ fn daemon(path: &str, body: impl FnOnce()) {
 }
 
 /// Ends what a task left behind.
-fn end(notes: &Notes) {
+pub(crate) fn end(notes: &Notes) {
     for pid in notes.pids() {
         if is_alive(pid) {
             send_signal(pid, libc::SIGKILL);

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use tokio_run_in_process::{Coded, Error, Phase, Pool, PoolRun, Signal, Zygote, worker};
 
 use crate::{
-    harness::{begin, eventually, is_alive, send_signal},
+    harness::{begin, capabilities, eventually, is_alive, send_signal},
+    hostile_sockets::{daemon, end},
     oracle::{undisturbed, undisturbed_with},
     orphans::Life,
     pool::{count, double, nap, pid, pool, says_and_stays},
@@ -22,6 +23,8 @@ crate::cases![
     however_a_worker_ends_its_task_hears_of_it,
     a_worker_killed_while_it_is_idle_is_replaced_unseen,
     a_worker_told_to_end_while_it_is_idle_ends_and_costs_no_task,
+    a_worker_whose_line_somebody_holds_is_not_waited_for,
+    an_idle_worker_that_is_killed_is_replaced_though_somebody_holds_its_line,
     a_dropped_future_ends_its_task,
     a_task_over_its_time_is_ended,
     large_arguments_and_results,
@@ -227,6 +230,53 @@ fn a_worker_told_to_end_while_it_is_idle_ends_and_costs_no_task() {
         let first = pool.run(pid, ()).await.unwrap();
         send_signal(first, libc::SIGTERM);
         assert_eq!(pool.run(pid, ()).await.unwrap(), first);
+    });
+}
+
+/// Leaves a process behind that has all that the worker has, and is in no group of its.
+fn leaves_a_daemon(path: String) -> u32 {
+    daemon(&path, || std::thread::sleep(Duration::from_secs(600)));
+    std::process::id()
+}
+
+fn a_worker_whose_line_somebody_holds_is_not_waited_for() {
+    undisturbed(|| async {
+        let (left, begun) = (Notes::new("left"), Notes::new("begun"));
+        let pool = pool(1);
+        let stays = async |left: String, begun: String| {
+            leaves_a_daemon(left);
+            says_and_stays(begun).await
+        };
+        let killed = async {
+            eventually("it has begun", || !begun.pids().is_empty()).await;
+            send_signal(begun.pids()[0], libc::SIGKILL);
+        };
+        let run = pool.run(stays, (left.path(), begun.path()));
+        let (outcome, ()) = tokio::join!(soon("killed", run), killed);
+        end(&left);
+        assert_eq!(outcome.unwrap_err().signal(), Some(Signal::KILL));
+        assert_eq!(pool.run(double, 1).await.unwrap(), 2);
+    });
+}
+
+fn an_idle_worker_that_is_killed_is_replaced_though_somebody_holds_its_line() {
+    undisturbed(|| async {
+        let pool = pool(1);
+        for size in [0, 4 << 20] {
+            let left = Notes::new("left");
+            let worker = pool.run_blocking(leaves_a_daemon, left.path()).await.unwrap();
+            Life::of(worker).kill();
+            eventually("it is gone", || !is_alive(worker)).await;
+            let large = serde_bytes::ByteBuf::from(vec![1_u8; size]);
+            let outcome = soon("its turn", pool.run(async |bytes: serde_bytes::ByteBuf| bytes.len(), large)).await;
+            end(&left);
+            match outcome {
+                Ok(found) => assert_eq!(found, size),
+                // A small one is sent at once, and where the kernel does not say that nobody read it, it may have begun.
+                Err(e) => assert!(capabilities() != "all" && size == 0 && e.signal() == Some(Signal::KILL), "{e:?}"),
+            }
+            assert_eq!(pool.run(double, 1).await.unwrap(), 2);
+        }
     });
 }
 

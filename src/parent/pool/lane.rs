@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     sync::Arc,
 };
 
@@ -14,7 +14,9 @@ use super::super::{
     conversation::NO_ROOM,
     driver::{self, Driver},
     process::Process,
+    race::{Either, race},
     warm::job_socket,
+    worker::Status,
     zygote::Zygote,
 };
 use crate::{
@@ -90,25 +92,49 @@ impl Lane {
             Line::Lost => return Err(LaneError::Unread),
         };
         if matches!(tried, Ok(false)) || matches!(&tried, Err(e) if e.kind() == io::ErrorKind::WouldBlock) {
-            let write = self.watch(true, job)?.write(|socket| job.parcel.send(socket, &mut sent));
-            tried = write.await.map(|()| true);
+            let (process, stream) = self.watch(true, job)?;
+            let write = stream.write(|socket| job.parcel.send(socket, &mut sent));
+            tried = match race(write, process.wait_until(is_gone)).await {
+                Either::First(wrote) => wrote.map(|()| true),
+                Either::Second(_) => Err(io::Error::from_raw_os_error(libc::EPIPE)),
+            };
         }
         match tried {
             Ok(_) => {}
-            Err(e) if !socket::is_peer_gone(&e) && !tokio::runtime::is_rt_shutdown_err(&e) => {
+            Err(e) if socket::is_peer_gone(&e) || tokio::runtime::is_rt_shutdown_err(&e) => {
+                return Err(self.ended(&e, job).await);
+            }
+            // The worker is there, and would be waited for in vain.
+            Err(e) => {
                 let (task, step) = (self.task_id(job), "send its job".to_owned());
                 return Err(LaneError::Ended(Error::Spawn { task, step, source: Arc::new(e) }));
             }
-            Err(e) => return Err(self.ended(&e, job).await),
         }
         let limit = job.result_limit;
         let mut reader = if job.gives_away { Reader::new(limit) } else { Reader::of_terminal(limit) };
         let mut buffer = vec![0; 2048];
+        let mut gone = false;
         loop {
-            let stream = self.watch(false, job)?;
-            let read = match reader.is_filling() {
-                true => stream.fill(&mut reader).await.map(|n| (n, 0)),
-                false => stream.read(&mut buffer).await.map(|n| (n, n)),
+            let (process, stream) = self.watch(false, job)?;
+            let read = if gone {
+                // What it said before is there.
+                let received = socket::receive(stream.as_fd(), &mut buffer, &mut Vec::new(), false);
+                received.map(|n| (n, n)).map_err(|e| last_word(e, stream))
+            } else {
+                let read = async {
+                    match reader.is_filling() {
+                        true => stream.fill(&mut reader).await.map(|n| (n, 0)),
+                        false => stream.read(&mut buffer).await.map(|n| (n, n)),
+                    }
+                };
+                // The end of the line alone would not do: what a task forked and left behind may hold the worker's end.
+                match race(read, process.wait_until(is_gone)).await {
+                    Either::First(read) => read,
+                    Either::Second(_) => {
+                        gone = true;
+                        continue;
+                    }
+                }
             };
             let n = match read {
                 Ok((0, _)) => return Err(self.ended(&io::ErrorKind::UnexpectedEof.into(), job).await),
@@ -135,7 +161,7 @@ impl Lane {
     }
 
     /// The line, watched by the runtime that polls this, or else by the driver's, in the direction asked for.
-    fn watch(&mut self, writing: bool, job: &BareJob) -> Result<&mut Stream, LaneError> {
+    fn watch(&mut self, writing: bool, job: &BareJob) -> Result<(&Process<()>, &mut Stream), LaneError> {
         let current = Handle::try_current().ok();
         let id = current.as_ref().map_or_else(|| self.driver.runtime_id(), Handle::id);
         let fits = matches!(&self.line, Line::Watched(stream, by) if *by == id && stream.is_writing() == writing);
@@ -161,7 +187,7 @@ impl Lane {
             );
         }
         match &mut self.line {
-            Line::Watched(stream, _) => Ok(stream),
+            Line::Watched(stream, _) => Ok((&self.process, stream)),
             _ => Err(LaneError::Ended(Error::ShutDown)),
         }
     }
@@ -177,7 +203,7 @@ impl Lane {
         }
         // What was sent was never read: Linux says so when the other end closes. Where the kernel does not, a worker that
         // was killed in the moment before its job was sent counts as killed by it.
-        if matches!(error.raw_os_error(), Some(libc::ECONNRESET | libc::EPIPE)) {
+        if socket::is_peer_gone(error) {
             if self.served > 0 {
                 return LaneError::Unread;
             }
@@ -216,6 +242,23 @@ impl Lane {
             }
         })
     }
+}
+
+fn is_gone(status: &Status) -> bool {
+    status.exit.is_some()
+}
+
+/// Why nothing is read of a worker that is gone, where its end of the line is not closed: that it left its job unread would
+/// else be this error.
+fn last_word(error: io::Error, line: &Stream) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock if left_unread(line) => io::Error::from_raw_os_error(libc::ECONNRESET),
+        _ => error,
+    }
+}
+
+fn left_unread(line: &Stream) -> bool {
+    socket::knows_what_is_read() && !socket::all_is_read(line.as_fd().as_raw_fd())
 }
 
 impl Drop for Lane {
