@@ -115,6 +115,7 @@ impl Prepared {
                 return permit.map_err(|_| Error::ShutDown);
             }
             inner.ask_for_room();
+            // Who has his turn all the same is refused by the roster.
             match race(turn, inner.is_closed()).await {
                 Either::First(permit) => permit.map_err(|_| Error::ShutDown),
                 Either::Second(()) => Err(Error::ShutDown),
@@ -173,7 +174,8 @@ impl Prepared {
                 self.announce,
                 turn,
             );
-            driver.wake_if(roster.add(record));
+            let Some(sooner) = roster.add(record) else { return Err(Error::ShutDown) };
+            driver.wake_if(sooner);
             (worker, spare)
         };
         let id = worker.id;
@@ -212,7 +214,8 @@ impl Prepared {
             self.announce,
             turn,
         );
-        driver.with_roster(|roster| roster.add(record));
+        let Some(sooner) = driver.roster().add(record) else { return Err(Error::ShutDown) };
+        driver.wake_if(sooner);
         let order = Order::Fork { worker: id, prepare: self.prepare, announce: self.announce, spare: false };
         if let Err(e) = link.send(order, &[&theirs]) {
             driver.roster().remove(id);

@@ -203,17 +203,24 @@ const OVERSLEPT: Duration = Duration::from_secs(1);
 pub(super) struct Sooner(pub(super) bool);
 
 impl Roster {
-    pub(super) fn add(&mut self, record: Record) -> Sooner {
+    /// `None` if its zygote is being shut down. A shutdown says so before it looks here for who is left: whom it does not see
+    /// is refused.
+    pub(super) fn add(&mut self, record: Record) -> Option<Sooner> {
+        if record.zygote.is_closing() {
+            return None;
+        }
         let id = record.worker.id;
         let sooner = self.schedule(record.life.deadline(), id);
         self.records.insert(id, record);
-        sooner
+        Some(sooner)
     }
 
     /// Takes back what was added, when the order could not be sent.
     pub(super) fn remove(&mut self, id: WorkerId) {
         if let Some(record) = self.records.remove(&id) {
             self.unschedule(record.life.deadline(), id);
+            // A shutdown may have seen it and wait for its end.
+            record.zygote.gone.notify_waiters();
         }
     }
 

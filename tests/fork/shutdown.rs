@@ -7,7 +7,7 @@ use tokio_run_in_process::{
 };
 
 use crate::{
-    harness::{capabilities, children, eventually, is_alive, multi_thread, parent_of},
+    harness::{begin, capabilities, children, eventually, is_alive, multi_thread, parent_of},
     oracle::threads,
     orphans::{Life, stubborn},
     tools::poll_once,
@@ -17,6 +17,7 @@ crate::cases![
     tasks_under_way_may_finish,
     tasks_that_do_not_finish_are_ended,
     tasks_that_wait_for_their_turn_are_shut_down,
+    a_task_that_has_its_turn_but_does_not_know_it_is_shut_down,
     a_pool_is_shut_down_with_its_zygote,
     a_pool_of_another_generation_is_left_alone,
     shut_down_twice_and_while_tasks_come,
@@ -105,6 +106,24 @@ fn tasks_that_wait_for_their_turn_are_shut_down() {
         assert_eq!(zygote.shutdown(Duration::ZERO).await, 1);
         assert!(matches!(waiting.await.unwrap(), Err(Error::ShutDown)));
         assert!(busy.wait().await.unwrap_err().is_cancelled());
+    });
+}
+
+fn a_task_that_has_its_turn_but_does_not_know_it_is_shut_down() {
+    let zygote = Zygote::builder().max_processes(2).start().unwrap();
+    multi_thread().block_on(async {
+        let (mut go, wait) = channel().unwrap();
+        let process = zygote.open_in_process(patient, wait).await.unwrap();
+        let busy = zygote.open_in_process(std::future::pending::<()>, ()).await.unwrap();
+        let waiting = begin(zygote.run_in_process(async || 1, ())).await;
+        assert_eq!(zygote.metrics().queued, 1);
+        busy.shutdown().await;
+        let end = being_shut_down(&zygote);
+        let outcome = waiting.await;
+        assert!(matches!(outcome, Err(Error::ShutDown)), "{outcome:?}");
+        go.send(()).await.unwrap();
+        assert_eq!(process.wait().await.unwrap(), 42);
+        assert_eq!(end.await.unwrap(), 0);
     });
 }
 
