@@ -256,7 +256,6 @@ impl<'a> Tries<'a> {
                     return Ok(line);
                 }
                 Err(Error::ZygoteLost { started: Some(false), .. }) if self.outlive_zygote().await => {}
-                Err(Error::ZygoteLost { .. }) if self.task.zygote.0.is_closing() => return Err(Error::ShutDown),
                 Err(error) => return Err(error),
             }
         }
@@ -268,8 +267,9 @@ impl<'a> Tries<'a> {
             Error::EndedEarly { .. } => self.warm,
             Error::ZygoteLost { started: Some(false), .. } => {
                 let goes_on = self.outlive_zygote().await;
-                if !goes_on {
-                    self.task.zygote.0.counters.finished(Outcome::of::<()>(&Err(error.clone())));
+                let inner = &self.task.zygote.0;
+                if !goes_on || inner.is_closing() {
+                    inner.counters.finished(Outcome::of::<()>(&Err(error.clone())));
                 }
                 goes_on
             }
@@ -277,13 +277,18 @@ impl<'a> Tries<'a> {
         }
     }
 
-    /// Waits for another zygote. `false` if there is none in the time that the task has for its start.
+    /// Waits for another zygote. `false` if there is none in the time that the task has for its start. `true` also if the
+    /// handle is shut down: the next try says so.
     async fn outlive_zygote(&mut self) -> bool {
         let inner = &self.task.zygote.0;
         let Ok(driver) = inner.driver() else { return false };
         let now = Instant::now();
         let until = *self.until.get_or_insert(now + self.task.job.limits.startup.min(LONGEST_START));
         let timeout = driver.enter(|| tokio::time::sleep_until(until.into()));
-        until > now && !inner.is_closing() && inner.lineage.successor_of(&self.link, timeout).await
+        let successor = async { until > now && inner.lineage.successor_of(&self.link, timeout).await };
+        match race(inner.is_closed(), successor).await {
+            Either::First(()) => true,
+            Either::Second(found) => found,
+        }
     }
 }

@@ -185,9 +185,15 @@ impl Lineage {
         self.changed.notify_all();
     }
 
-    /// Another one serves from now on. So many tasks returned before it.
-    pub(super) fn succeed(&self, next: Serving, returned: u64) {
-        self.serving.send_modify(|serving| *serving = Serving { returned, setbacks: serving.setbacks, ..next });
+    /// Another one serves from now on, if it still `may`. So many tasks returned before it.
+    pub(super) fn succeed(&self, next: Serving, returned: u64, may: impl FnOnce() -> bool) -> bool {
+        self.serving.send_if_modified(|serving| {
+            let may = may();
+            if may {
+                *serving = Serving { returned, setbacks: serving.setbacks, ..next };
+            }
+            may
+        })
     }
 
     /// Waits until another zygote serves than the one of this link. `false` if there will be none, or not in time.

@@ -110,15 +110,20 @@ impl Driver {
         }
     }
 
-    /// Lets a zygote serve. `false` if there are no means to hear it.
+    /// Lets a zygote serve. `false` if there are no means to hear it, or if none is needed any more.
     fn install(&'static self, inner: &Arc<Inner>, launched: Launched) -> bool {
         let next = Serving::new(launched);
         // First, so that no task is given to one that nobody hears.
         if self.serve(&next.link, Arc::downgrade(inner)).is_err() {
             return false;
         }
-        inner.lineage.succeed(next, inner.counters.returned());
-        true
+        let link = next.link.clone();
+        // Looked at where it takes its place: a shutdown asks who serves after it has set this, and ends that one.
+        let serves = inner.lineage.succeed(next, inner.counters.returned(), || !inner.is_closing());
+        if !serves {
+            link.close();
+        }
+        serves
     }
 }
 

@@ -8,9 +8,11 @@ use tokio_run_in_process::{
 
 use crate::{
     harness::{begin, capabilities, children, eventually, is_alive, multi_thread, parent_of},
+    lost_zygote::soon,
     oracle::threads,
     orphans::{Life, stubborn},
-    tools::poll_once,
+    recovery::{Both, both, kill},
+    tools::{poll_once, stop},
 };
 
 crate::cases![
@@ -24,6 +26,7 @@ crate::cases![
     shut_down_by_a_signal,
     shut_down_leaves_the_other_zygotes_alone,
     a_stopped_zygote_does_not_hold_the_shutdown_up,
+    a_task_that_waits_for_another_zygote_is_shut_down,
     the_kernels_capabilities_are_told,
     the_process_wide_zygote_is_replaced,
 ];
@@ -229,6 +232,30 @@ fn a_stopped_zygote_does_not_hold_the_shutdown_up() {
         assert_eq!(zygote.shutdown(Duration::from_millis(10)).await, 0);
         // Its ancestor ends it: no handle needs them any more.
         eventually("it is gone", || life.is_over()).await;
+    });
+}
+
+fn a_task_that_waits_for_another_zygote_is_shut_down() {
+    let zygote = Zygote::builder().startup_timeout(Duration::from_secs(60)).start().unwrap();
+    multi_thread().block_on(async {
+        assert_eq!(zygote.run_in_process(async || 1, ()).await.unwrap(), 1);
+        eventually("its worker is gone", || zygote.metrics().alive == 0).await;
+        let Both { ancestor, serving } = both(&zygote);
+        stop(ancestor.pid).await;
+        kill(serving).await;
+        eventually("its loss is known", || zygote.metrics().zygotes_lost == 1).await;
+        let run = tokio::spawn(zygote.run_in_process(async || 1, ()));
+        let open = tokio::spawn(zygote.open_in_process(async || 1, ()));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!run.is_finished() && !open.is_finished());
+        assert_eq!(soon("the end", zygote.shutdown(Duration::ZERO)).await, 0);
+        let (run, open) = (soon("an outcome", run).await.unwrap(), soon("an outcome", open).await.unwrap());
+        assert!(matches!(run, Err(Error::ShutDown)), "{run:?}");
+        assert!(matches!(open, Err(Error::ShutDown)), "{open:?}");
+        // It forks the one that was ordered, which is not wanted any more.
+        ancestor.signal(libc::SIGCONT);
+        eventually("nothing is left", || ancestor.is_over()).await;
+        assert_eq!(zygote.pid(), serving.pid);
     });
 }
 
