@@ -318,6 +318,15 @@ impl Roster {
         of_it.map(|record| record.life.grace()).max().unwrap_or_default()
     }
 
+    /// When the last of these workers, which were told to end, is killed if it does not. `None` if one has all the time it
+    /// wants.
+    pub(super) fn last_kill(&self, ids: &[WorkerId], now: Instant) -> Option<Instant> {
+        let lives = ids.iter().filter_map(|id| self.records.get(id)).map(|record| &record.life);
+        let mut kills =
+            lives.map(|life| if life.is_ending() { life.deadline() } else { Some(life.deadline().unwrap_or(now)) });
+        kills.try_fold(now, |last, kill| Some(last.max(kill?)))
+    }
+
     fn ids_where(&self, holds: impl Fn(&Record) -> bool) -> Vec<WorkerId> {
         self.records.values().filter(|record| holds(record)).map(|record| record.worker.id).collect()
     }

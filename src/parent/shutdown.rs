@@ -13,6 +13,9 @@ use super::{
 };
 use crate::model::{Cause, Event};
 
+/// How long what was killed may take to be gone, and a zygote without a worker to end.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 impl Zygote {
     /// Ends the work of this zygote in order, and gives the number of tasks that had to be ended.
     ///
@@ -64,25 +67,25 @@ impl Zygote {
         }
         inner.close();
         let Ok(driver) = inner.driver() else { return 0 };
-        let deadline = Instant::now().checked_add(limit);
-        let timer = async {
+        let timer = |deadline: Option<Instant>| async move {
             match deadline {
                 Some(deadline) => driver.enter(|| tokio::time::sleep_until(deadline.into())).await,
                 None => std::future::pending().await,
             }
         };
         let mut ended = 0;
-        if let Either::Second(()) = race(inner.until_idle(driver), timer).await {
+        if let Either::Second(()) = race(inner.until_idle(driver), timer(Instant::now().checked_add(limit))).await {
             let ids = driver.roster().ids(inner);
             ended = ids.len();
-            ids.into_iter().for_each(|id| driver.tell(id, Event::End(Cause::Shutdown)));
-            // Each is killed at the end of its grace period.
-            inner.until_idle(driver).await;
+            ids.iter().for_each(|&id| driver.tell(id, Event::End(Cause::Shutdown)));
+            // Each is killed at the end of its grace period. Where somebody stopped the zygote, nobody says that it is gone.
+            let killed = driver.roster().last_kill(&ids, Instant::now());
+            race(inner.until_idle(driver), timer(killed.and_then(|killed| killed.checked_add(PATIENCE)))).await;
         }
         let link = inner.lineage.link();
         link.finish();
         // Somebody may have stopped it.
-        let patience = driver.enter(|| tokio::time::sleep(inner.config.grace_period));
+        let patience = driver.enter(|| tokio::time::sleep(inner.config.grace_period.min(PATIENCE)));
         race(link.has_ended(), patience).await;
         link.close();
         // If no other handle needs it, the ancestor goes with this.

@@ -26,6 +26,7 @@ crate::cases![
     shut_down_by_a_signal,
     shut_down_leaves_the_other_zygotes_alone,
     a_stopped_zygote_does_not_hold_the_shutdown_up,
+    tasks_of_a_stopped_zygote_do_not_hold_the_shutdown_up,
     a_task_that_waits_for_another_zygote_is_shut_down,
     the_kernels_capabilities_are_told,
     the_process_wide_zygote_is_replaced,
@@ -232,6 +233,22 @@ fn a_stopped_zygote_does_not_hold_the_shutdown_up() {
         assert_eq!(zygote.shutdown(Duration::from_millis(10)).await, 0);
         // Its ancestor ends it: no handle needs them any more.
         eventually("it is gone", || life.is_over()).await;
+    });
+}
+
+fn tasks_of_a_stopped_zygote_do_not_hold_the_shutdown_up() {
+    let zygote = Zygote::builder().grace_period(Duration::from_millis(100)).start().unwrap();
+    multi_thread().block_on(async {
+        let asleep = zygote.open_in_process(std::future::pending::<()>, ()).await.unwrap();
+        let stubborn = zygote.open_blocking_in_process(stubborn, ()).await.unwrap();
+        let lives = [asleep.pid(), stubborn.pid(), zygote.pid()].map(Life::of);
+        stop(zygote.pid()).await;
+        assert_eq!(soon("the end", zygote.shutdown(Duration::from_millis(10))).await, 2);
+        for process in [asleep, stubborn] {
+            assert!(soon("an outcome", process.wait()).await.is_err());
+            soon("an exit", process.exited()).await;
+        }
+        eventually("all are gone", || lives.iter().all(|life| life.is_over())).await;
     });
 }
 
