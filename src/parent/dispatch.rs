@@ -95,8 +95,9 @@ impl Prepared {
         }
     }
 
-    /// Waits for this task's turn: first come, first served.
-    async fn admit(&self) -> Result<OwnedSemaphorePermit, Error> {
+    /// Waits for this task's turn: first come, first served. Where too many wait it is refused, unless it waited before or is
+    /// a worker of a pool, of which there are no more than the pool may have.
+    async fn admit(&self, tries: usize) -> Result<OwnedSemaphorePermit, Error> {
         let inner: &Arc<Inner> = &self.zygote.0;
         let permits: &Arc<Semaphore> = &inner.permits;
         if inner.is_closing() {
@@ -107,14 +108,22 @@ impl Prepared {
         }
         let _queued = Waits::new(&inner.counters.queued);
         // Before idle workers are asked for room: one that becomes idle from now on finds that somebody waits.
-        let _waits = Waits::new(&inner.room.queued);
+        let refuses = tries == 0 && !self.job.serves_pool;
+        let most = inner.config.max_queued.filter(|_| refuses).unwrap_or(usize::MAX);
+        let (_waits, has_room) = match Waits::among(&inner.room.queued, most) {
+            Some(waits) => (waits, false),
+            None if inner.ask_for_room() => (Waits::new(&inner.room.queued), true),
+            None => return Err(Error::Saturated { task: self.task_id(), limit: most }),
+        };
         let turn = async {
             let mut turn = pin!(permits.clone().acquire_owned());
             // Before that, too: the room that is made is for this one, and not for whoever comes next.
             if let Poll::Ready(permit) = poll_fn(|context| Poll::Ready(turn.as_mut().poll(context))).await {
                 return permit.map_err(|_| Error::ShutDown);
             }
-            inner.ask_for_room();
+            if !has_room {
+                inner.ask_for_room();
+            }
             // Who has his turn all the same is refused by the roster.
             match race(turn, inner.is_closed()).await {
                 Either::First(permit) => permit.map_err(|_| Error::ShutDown),
@@ -140,7 +149,7 @@ impl Prepared {
         self.zygote.0.check_owner()?;
         let counters = &self.zygote.0.counters;
         let asked = Instant::now();
-        let permit = self.admit().await?;
+        let permit = self.admit(tries).await?;
         counters.took(Stage::Queued, asked.elapsed());
         // A warm worker has its job sooner than a zygote with much to do has the order before it.
         let in_order = self.cgroup.as_ref().is_none_or(|cgroup| cgroup.tell(&self.zygote.0.lineage));

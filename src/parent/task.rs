@@ -405,7 +405,7 @@ impl Task {
                 limits,
             }),
             prepare: if matches!(host, Host::Tokio | Host::Pool) { Prepare::Tokio } else { Prepare::Nothing },
-            queue_timeout: self.queue_timeout,
+            queue_timeout: self.queue_timeout.or(inner.config.queue_timeout),
             // An error of a task that is cut names its pid.
             announce: self.timeout.is_some(),
             cgroup,

@@ -10,6 +10,13 @@ impl<'a> Waits<'a> {
         count.fetch_add(1, Relaxed);
         Self(count)
     }
+
+    /// `None` if `most` wait already.
+    pub(super) fn among(count: &'a AtomicUsize, most: usize) -> Option<Self> {
+        let before = count.fetch_add(1, Relaxed);
+        let waits = Self(count);
+        (before < most).then_some(waits)
+    }
 }
 
 impl Drop for Waits<'_> {

@@ -180,9 +180,9 @@ impl Inner {
         holders.push(holder);
     }
 
-    /// Somebody waits for room: an idle worker of a pool makes some, if there is one.
-    pub(super) fn ask_for_room(&self) {
-        self.holders().iter().any(|holder| holder.let_one_go());
+    /// Somebody waits for room: an idle worker of a pool makes some. `false` if there is none.
+    pub(super) fn ask_for_room(&self) -> bool {
+        self.holders().iter().any(|holder| holder.let_one_go())
     }
 
     /// Lets all idle workers of this zygote's pools go.
@@ -356,8 +356,9 @@ impl ZygoteBuilder {
         self
     }
 
-    /// How many tasks may wait for their turn; one more is refused at once, with [`Error::Saturated`]. 0: none waits.
-    /// Default: no limit. A server that is asked for more than it can do says so early, and its memory is bounded.
+    /// How many tasks may wait for their turn, of all generations together; one more is refused at once, with
+    /// [`Error::Saturated`]. 0: none waits. Default: no limit. A server that is asked for more than it can do says so early,
+    /// and its memory is bounded. Tasks of a pool are not refused: they wait for the pool's workers.
     ///
     /// ```
     /// # use tokio_run_in_process::{Error, Zygote};

@@ -2,10 +2,10 @@
 
 use std::{future::Future, time::Duration};
 
-use tokio_run_in_process::Zygote;
+use tokio_run_in_process::{Error, Phase, Zygote};
 
 use crate::{
-    harness::{begin, eventually, is_alive, send_signal},
+    harness::{begin, eventually, is_alive, multi_thread, send_signal},
     oracle::undisturbed_with,
     pool::{double, nap},
     tools::poll_once,
@@ -18,7 +18,61 @@ crate::cases![
     an_idle_worker_that_is_dead_makes_no_room,
     a_pool_with_too_much_to_do_gives_others_a_turn,
     a_pool_of_more_workers_than_can_be_counted,
+    so_many_may_wait_and_one_more_is_refused,
+    where_none_may_wait_a_pool_goes_on,
+    a_zygote_says_how_long_tasks_may_wait,
 ];
+
+fn so_many_may_wait_and_one_more_is_refused() {
+    undisturbed_with(Zygote::builder().max_processes(1).max_queued(2), |zygote| async move {
+        let next = zygote.preload(|| (), ()).await.unwrap();
+        let refused = async |zygote: &Zygote| match zygote.run_in_process(double, 1).await {
+            Err(error @ Error::Saturated { limit: 2, .. }) => {
+                assert!(error.is_retryable() && error.task().unwrap().name().ends_with("double"), "{error}");
+            }
+            other => panic!("{other:?}"),
+        };
+        let busy = zygote.open_in_process(std::future::pending::<()>, ()).await.unwrap();
+        let (first, second) =
+            (begin(zygote.run_in_process(double, 2)).await, begin(next.run_in_process(double, 3)).await);
+        refused(&zygote).await;
+        refused(&next).await;
+        // One that gives up makes room for another.
+        drop(first);
+        let third = begin(zygote.run_in_process(double, 4)).await;
+        refused(&zygote).await;
+        drop(busy);
+        assert_eq!((second.await.unwrap(), third.await.unwrap()), (6, 8));
+        assert_eq!(zygote.run_in_process(double, 5).await.unwrap(), 10);
+        assert_eq!(zygote.metrics().queued + next.metrics().queued, 0);
+        drop(next);
+    });
+}
+
+fn where_none_may_wait_a_pool_goes_on() {
+    let zygote = Zygote::builder().max_processes(1).max_queued(0).start().unwrap();
+    multi_thread().block_on(async {
+        // An idle worker of a pool is in nobody's way, and a pool's own tasks wait for its workers.
+        let pool = zygote.pool().workers(2).build().unwrap();
+        let (one, two) = tokio::join!(pool.run(nap, 30), pool.run(nap, 20));
+        assert_eq!((one.unwrap(), two.unwrap()), (30, 20));
+        assert_eq!(soon("its turn", zygote.run_in_process(double, 5)).await.unwrap(), 10);
+    });
+}
+
+fn a_zygote_says_how_long_tasks_may_wait() {
+    let limit = Duration::from_millis(30);
+    undisturbed_with(Zygote::builder().max_processes(1).queue_timeout(limit), |zygote| async move {
+        let busy = zygote.open_in_process(std::future::pending::<()>, ()).await.unwrap();
+        let error = zygote.run_in_process(double, 1).await.unwrap_err();
+        assert!(matches!(error, Error::TimedOut { phase: Phase::Queued, limit: had, .. } if had == limit), "{error:?}");
+        let patient = zygote.task().queue_timeout(Duration::from_secs(600));
+        let waits = begin(patient.run(double, 2)).await;
+        tokio::time::sleep(3 * limit).await;
+        drop(busy);
+        assert_eq!(waits.await.unwrap(), 4);
+    });
+}
 
 async fn soon<F: Future>(what: &str, future: F) -> F::Output {
     tokio::time::timeout(Duration::from_secs(8), future).await.unwrap_or_else(|_| panic!("never: {what}"))

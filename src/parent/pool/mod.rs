@@ -201,7 +201,8 @@ impl Pool {
         Ok(Self(inner))
     }
 
-    /// Starts to describe a pool of the zygote that [`init`](crate::init) started.
+    /// Starts to describe a pool of the process-wide zygote. It stays with that, whatever
+    /// [`set_default_zygote`](crate::set_default_zygote) sets later.
     pub fn builder() -> PoolBuilder {
         PoolBuilder::of(default_zygote())
     }
