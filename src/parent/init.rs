@@ -8,7 +8,8 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    task::{Open, Run, Task},
+    run::{Open, Run},
+    task::Task,
     zygote::{Inner, Zygote},
 };
 use crate::{

@@ -5,6 +5,7 @@
 //! facts, keeps the deadlines of every worker, carries escalations to their end, and reads for `Process` handles.
 
 mod bare;
+mod builder;
 mod capabilities;
 mod config;
 mod contain;
@@ -28,6 +29,7 @@ mod process;
 mod race;
 mod relay;
 mod roster;
+mod run;
 mod shutdown;
 mod start;
 mod stdio;
@@ -38,6 +40,7 @@ mod warm;
 mod worker;
 mod zygote;
 
+pub use builder::ZygoteBuilder;
 pub use capabilities::Capabilities;
 pub use init::{
     block_on, default_zygote, init, open_blocking_in_process, open_in_process, run_blocking_in_process, run_in_process,
@@ -48,8 +51,9 @@ pub use pool::{Map, Pool, PoolBuilder, PoolOpen, PoolRun, PoolTask};
 pub use preload::Preload;
 pub use process::{Process, Wait};
 pub use relay::{Relay, relay_signals};
+pub use run::{Open, Run};
 #[cfg(feature = "tracing")]
 pub use stdio::flush_traced;
 pub use stdio::{Captured, Output, PipeReader, PipeWriter, RunOutput, Stdio};
-pub use task::{Open, Run, Task};
-pub use zygote::{MAX_PROCESSES, WARM_WORKERS, Zygote, ZygoteBuilder};
+pub use task::Task;
+pub use zygote::{MAX_PROCESSES, WARM_WORKERS, Zygote};
