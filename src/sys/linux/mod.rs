@@ -356,11 +356,17 @@ struct Segment {
 }
 
 fn segments() -> Vec<Segment> {
+    #[derive(Default)]
+    struct Found {
+        /// How many objects were seen: the program, then its libraries.
+        objects: usize,
+        segments: Vec<Segment>,
+    }
     extern "C" fn collect(info: *mut libc::dl_phdr_info, _size: usize, data: *mut libc::c_void) -> libc::c_int {
         // SAFETY: the C library gives a live info.
         let info = unsafe { &*info };
-        // SAFETY: `data` is the pair given below, used by nobody else during the call.
-        let (seen, segments) = unsafe { &mut *data.cast::<(usize, Vec<Segment>)>() };
+        // SAFETY: `data` is the `Found` given below, used by nobody else during the call.
+        let found = unsafe { &mut *data.cast::<Found>() };
         for i in 0..usize::from(info.dlpi_phnum) {
             // SAFETY: dlpi_phdr points to dlpi_phnum headers.
             let header = unsafe { info.dlpi_phdr.add(i) };
@@ -370,16 +376,16 @@ fn segments() -> Vec<Segment> {
                 let start = info.dlpi_addr.wrapping_add(header.p_vaddr);
                 let range = (start, start.wrapping_add(header.p_memsz));
                 // The program comes first.
-                segments.push(Segment { range, flags: header.p_flags, own: *seen == 0 });
+                found.segments.push(Segment { range, flags: header.p_flags, own: found.objects == 0 });
             }
         }
-        *seen += 1;
+        found.objects += 1;
         0
     }
-    let mut found = (0, Vec::new());
-    // SAFETY: the callback gets the pair it expects, for the length of the call.
+    let mut found = Found::default();
+    // SAFETY: the callback gets the `Found` it expects, for the length of the call.
     let _ = unsafe { libc::dl_iterate_phdr(Some(collect), (&raw mut found).cast()) };
-    found.1
+    found.segments
 }
 
 fn page_size() -> usize {
