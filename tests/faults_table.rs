@@ -71,7 +71,7 @@ fn every_test_of_a_row_is_in_the_table() {
     sources(&root().join("tests/fork"), &mut cases);
     let mut missing = Vec::new();
     for line in cases.lines() {
-        let Some(name) = line.strip_prefix("fn ").and_then(|rest| rest.strip_suffix("() {")) else { continue };
+        let Some(name) = declared(line) else { continue };
         let (letter, rest) = name.split_at(1);
         let number = rest.split('_').next().unwrap_or_default();
         if "abcdefg".contains(letter) && number.parse::<u32>().is_ok() && !named.iter().any(|&test| test == name) {

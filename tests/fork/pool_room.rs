@@ -1,11 +1,12 @@
 //! The processes that there may be, shared by tasks, pools and generations: nobody waits for ever behind an idle worker.
 
-use std::{future::Future, time::Duration};
+use std::time::Duration;
 
 use tokio_run_in_process::{Error, Phase, Zygote};
 
 use crate::{
     harness::{begin, eventually, is_alive, multi_thread, send_signal},
+    lost_zygote::soon,
     oracle::undisturbed_with,
     pool::{double, nap},
     tools::poll_once,
@@ -72,10 +73,6 @@ fn a_zygote_says_how_long_tasks_may_wait() {
         drop(busy);
         assert_eq!(waits.await.unwrap(), 4);
     });
-}
-
-async fn soon<F: Future>(what: &str, future: F) -> F::Output {
-    tokio::time::timeout(Duration::from_secs(8), future).await.unwrap_or_else(|_| panic!("never: {what}"))
 }
 
 fn a_task_of_another_generation_waits_for_a_worker_that_becomes_idle() {

@@ -131,7 +131,7 @@ fn does_not_relay() {
 }
 
 /// Starts a program, signals it once it is ready, and gives its end, what else it printed, what its workers noted.
-fn signalled(program: &str, signal: i32) -> (ProgramStatus, String, Vec<String>) {
+fn signalled(program: &str, signal: i32, workers: usize) -> (ProgramStatus, String, Vec<String>) {
     let path = scratch(&format!("{program}-{signal}"));
     let mut running =
         helper(program).args([&path, &signal.to_string()]).stdout(std::process::Stdio::piped()).spawn().unwrap();
@@ -139,7 +139,7 @@ fn signalled(program: &str, signal: i32) -> (ProgramStatus, String, Vec<String>)
     let mut pids = String::new();
     output.read_line(&mut pids).unwrap();
     let pids: Vec<u32> = pids.split_whitespace().map(|pid| pid.parse().unwrap()).collect();
-    assert!(pids.len() >= WORKERS, "it is ready");
+    assert_eq!(pids.len(), workers, "it is ready");
     // SAFETY: touches no memory.
     assert_eq!(unsafe { libc::kill(running.id().try_into().unwrap(), signal) }, 0);
     let mut rest = String::new();
@@ -153,19 +153,19 @@ fn signalled(program: &str, signal: i32) -> (ProgramStatus, String, Vec<String>)
 
 /// Every worker noted the signal, and the program died of it.
 fn is_relayed(signal: i32) {
-    let (status, _, noted) = signalled("relays", signal);
+    let (status, _, noted) = signalled("relays", signal, WORKERS);
     assert_eq!(status.signal(), Some(signal), "its own signal still ends the program: {status}");
     assert_eq!(noted, vec![Signal::from(signal).to_string(); WORKERS]);
 }
 
 fn s27_a_relay_follows_the_process_wide_zygote() {
-    let (status, _, noted) = signalled("relays_on", libc::SIGTERM);
+    let (status, _, noted) = signalled("relays_on", libc::SIGTERM, 2 * WORKERS);
     assert_eq!(status.signal(), Some(libc::SIGTERM), "{status}");
     assert_eq!(noted, vec!["SIGTERM"; 2 * WORKERS], "of both generations");
 }
 
 fn is_relayed_and_handled(signal: i32) {
-    let (status, rest, noted) = signalled("handles", signal);
+    let (status, rest, noted) = signalled("handles", signal, WORKERS);
     assert!(status.success(), "{status}");
     assert_eq!(rest, "handled\n");
     assert!(noted.iter().all(|noted| *noted == Signal::from(signal).to_string()), "{noted:?}");
@@ -181,7 +181,7 @@ fn s13_a_parent_that_handles_the_interrupt_sees_it_too() {
 
 fn s13_without_a_relay_the_worker_ends_with_the_parent() {
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
-        let (status, _, noted) = signalled("does_not_relay", signal);
+        let (status, _, noted) = signalled("does_not_relay", signal, WORKERS);
         assert_eq!((status.signal(), noted), (Some(signal), vec![]));
     }
 }
