@@ -65,15 +65,16 @@ impl Zygote {
 }
 
 impl ZygoteBuilder {
-    /// How many processes may hold a task at a time; one more waits for its turn. Default [`MAX_PROCESSES`](crate::MAX_PROCESSES).
+    /// How many processes may hold a task at a time; one more waits for its turn. Default
+    /// [`MAX_PROCESSES`](crate::MAX_PROCESSES).
     pub fn max_processes(mut self, count: usize) -> Self {
         self.max_processes = Some(count);
         self
     }
 
     /// How many tasks may wait for their turn, of all generations together; one more is refused at once, with
-    /// [`Error::Saturated`](crate::Error::Saturated). 0: none waits. Default: no limit. A server that is asked for more than it can do says so early,
-    /// and its memory is bounded. Tasks of a pool are not refused: they wait for the pool's workers.
+    /// [`Error::Saturated`](crate::Error::Saturated). 0: none waits. Default: no limit. A server that is asked for more than
+    /// it can do says so early, and its memory is bounded. Tasks of a pool are not refused: they wait for the pool's workers.
     ///
     /// ```
     /// # use tokio_run_in_process::{Error, Zygote};
@@ -89,15 +90,16 @@ impl ZygoteBuilder {
         self
     }
 
-    /// How long a task may wait for its turn, unless it says otherwise ([`Task::queue_timeout`](crate::Task::queue_timeout)). Default: no limit.
+    /// How long a task may wait for its turn, unless it says otherwise ([`Task::queue_timeout`](crate::Task::queue_timeout)).
+    /// Default: no limit.
     pub fn queue_timeout(mut self, limit: Duration) -> Self {
         self.queue_timeout = Some(limit);
         self
     }
 
     /// How many warm workers stand ready: single-use processes, runtime built, that only wait for a task. Default
-    /// [`WARM_WORKERS`](crate::WARM_WORKERS); 0 means none, ever. They come on top of [`max_processes`](Self::max_processes); under load there
-    /// are more for a while. Each costs a process of about 100 kB, and two descriptors of this program.
+    /// [`WARM_WORKERS`](crate::WARM_WORKERS); 0 means none, ever. They come on top of
+    /// [`max_processes`](Self::max_processes); under load there are more for a while. Each costs a process of about 100 kB, and two descriptors of this program.
     ///
     /// ```
     /// let zygote = tokio_run_in_process::Zygote::builder().warm(1).start().unwrap();

@@ -59,13 +59,11 @@ where
             decoded
         };
         // tokio panics if it needs a thread and cannot have one, and a runtime that is shutting down takes no more work.
-        match catch_unwind(AssertUnwindSafe(|| tokio::task::spawn_blocking(decode))) {
-            Ok(decoding) => match decoding.await {
-                Ok(decoded) => decoded,
-                Err(_) => decode_here(&bytes),
-            },
-            Err(_) => decode_here(&bytes),
-        }
+        let elsewhere = match catch_unwind(AssertUnwindSafe(|| tokio::task::spawn_blocking(decode))) {
+            Ok(decoding) => decoding.await.ok(),
+            Err(_) => None,
+        };
+        elsewhere.unwrap_or_else(|| decode_here(&bytes))
     };
     drop(bytes);
     decoded.map_err(|reason| Error::Decode { task: task(), what: Coded::Result, reason })

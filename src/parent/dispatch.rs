@@ -88,10 +88,10 @@ impl Prepared {
 
     fn failed(&self, step: &'static str) -> impl FnOnce(io::Error) -> Error {
         let task = self.task_id();
-        move |source| match source.raw_os_error() {
+        move |source| match socket::is_peer_gone(&source) {
             // The zygote's end of the control socket is closed.
-            Some(libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN) => Error::ZygoteLost { task, started: Some(false) },
-            _ => Error::Spawn { task, step: step.to_owned(), source: Arc::new(source) },
+            true => Error::ZygoteLost { task, started: Some(false) },
+            false => Error::Spawn { task, step: step.to_owned(), source: Arc::new(source) },
         }
     }
 

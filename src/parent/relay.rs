@@ -64,9 +64,9 @@ impl Zygote {
     /// ([`worker::signal`](crate::worker::signal())).
     ///
     /// A signal that had its default action when this was called still ends the program, as it would have: after its
-    /// workers are gone, or the longest of their grace periods is over. One that the program handles (register your handlers before) is
-    /// left to those handlers. Workers are in sessions of their own, so without a relay a Ctrl-C reaches the program
-    /// only, and its end ends them.
+    /// workers are gone, or the longest of their grace periods is over. One that the program handles (register your
+    /// handlers before) is left to those handlers. Workers are in sessions of their own, so without a relay a Ctrl-C
+    /// reaches the program only, and its end ends them.
     ///
     /// It uses `signal-hook`, whose handlers stand beside those of `tokio::signal`, and one thread.
     ///
@@ -96,8 +96,7 @@ impl Zygote {
 
     /// How long its workers may take to end, if there are any.
     fn longest_grace(&self) -> Option<Duration> {
-        let roster = self.0.driver().ok()?.roster();
-        (!roster.ids(&self.0).is_empty()).then(|| roster.longest_grace(&self.0))
+        self.0.driver().ok()?.roster().longest_grace(&self.0)
     }
 }
 

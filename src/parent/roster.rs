@@ -312,10 +312,10 @@ impl Roster {
         self.ids_where(|record| Arc::ptr_eq(&record.zygote, zygote))
     }
 
-    /// The longest grace period of the workers with a task of a handle.
-    pub(super) fn longest_grace(&self, zygote: &Arc<Inner>) -> Duration {
+    /// The longest grace period of the workers with a task of a handle, if there are any.
+    pub(super) fn longest_grace(&self, zygote: &Arc<Inner>) -> Option<Duration> {
         let of_it = self.records.values().filter(|record| Arc::ptr_eq(&record.zygote, zygote));
-        of_it.map(|record| record.life.grace()).max().unwrap_or_default()
+        of_it.map(|record| record.life.grace()).max()
     }
 
     /// When the last of these workers, which were told to end, is killed if it does not. `None` if one has all the time it
