@@ -77,10 +77,6 @@ impl<T> Process<T> {
                 Ok(conversation) => conversation.hold().await,
                 Err(e) => Err(e),
             };
-            if outcome.is_ok() {
-                // A handle names its pid, and a warm worker may be done before the zygote has told it.
-                talker.wait_until(Status::has_pid).await;
-            }
             talker.status.send_modify(|status| status.outcome = Some(Arc::new(outcome)));
         });
         let (stdin, outputs) = (Mutex::default(), [Mutex::default(), Mutex::default()]);

@@ -106,8 +106,12 @@ impl Record {
     fn signal(&mut self, signal: Signal) -> io::Result<()> {
         self.killed |= signal == Signal::KILL;
         if !self.reachable {
-            self.early.push(signal);
-            return Ok(());
+            // The zygote may be stopped. Where the worker's own word is enough, nobody waits for it.
+            self.recognise();
+            if self.pidfd.is_none() {
+                self.early.push(signal);
+                return Ok(());
+            }
         }
         if let Some(pidfd) = &self.pidfd {
             match process::signal_pidfd(pidfd, signal) {
@@ -135,11 +139,15 @@ impl Record {
         sent
     }
 
-    /// Asks another zygote for what the one that is gone may not have done. Done twice, it does no harm.
+    /// Asks another zygote for what the one that is gone may not have done.
     fn repeat(&mut self) {
-        if !self.reachable || self.pidfd.is_some() {
-            return;
+        if self.reachable && self.pidfd.is_none() {
+            self.do_again();
         }
+    }
+
+    /// What a zygote was asked for it may not have done. Done twice, it does no harm.
+    fn do_again(&mut self) {
         if self.killed {
             let _ = self.signal(Signal::KILL);
         } else if self.life.is_ending() {
@@ -147,18 +155,19 @@ impl Record {
         }
     }
 
-    /// Nobody else says who the worker is: believes what it said itself, before anything of the user's ran in it.
+    /// Nobody else says who the worker is, yet: believes what it said itself, before anything of the user's ran in it.
     fn recognise(&mut self) {
         let Some((pid, heard)) = self.worker.said().filter(|_| self.pidfd.is_none()) else { return };
-        self.worker.status.send_modify(|status| {
-            status.pid.get_or_insert(pid);
-        });
         self.pidfd = i32::try_from(pid).ok().and_then(|pid| process::open_pidfd_since(pid, heard));
-        // What a zygote was asked for it may not have done.
-        if self.pidfd.is_some() && self.killed {
-            let _ = self.signal(Signal::KILL);
-        } else if self.pidfd.is_some() && self.life.is_ending() {
-            self.perform(Action::Terminate);
+        if self.pidfd.is_some() {
+            self.send_early();
+        }
+    }
+
+    /// Sends what was asked for before there was a pid to send it to.
+    fn send_early(&mut self) {
+        for signal in std::mem::take(&mut self.early) {
+            let _ = self.signal(signal);
         }
     }
 
@@ -351,11 +360,9 @@ impl Roster {
             Fact::Forked { worker, pid, .. } => {
                 let Some(record) = self.records.get_mut(&worker) else { return };
                 record.reachable = true;
-                record.pidfd = pidfd;
+                record.pidfd = pidfd.or(record.pidfd.take());
                 let theirs = record.theirs.take();
-                for signal in std::mem::take(&mut record.early) {
-                    let _ = record.signal(signal);
-                }
+                record.send_early();
                 record.worker.status.send_modify(|status| status.pid = u32::try_from(pid).ok());
                 drop(theirs);
             }
@@ -425,7 +432,11 @@ impl Roster {
         record.orphan = true;
         // A signal that waits for its pid would wait for ever.
         record.reachable = true;
+        let asked = record.pidfd.is_none() && record.early.is_empty();
         record.recognise();
+        if asked && record.pidfd.is_some() {
+            record.do_again();
+        }
         match record.pidfd.as_ref().and_then(|pidfd| pidfd.try_clone().ok()) {
             Some(pidfd) => {
                 record.worker.status.send_if_modified(|status| std::mem::take(&mut status.orphaned));

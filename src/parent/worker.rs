@@ -79,9 +79,14 @@ impl Worker {
         Arc::new(Self { id, name, status: watch::Sender::new(Status::default()), said: OnceLock::new() })
     }
 
+    /// Hears who it is from itself. The zygote's word may come later than the task's end, if that is quick or the zygote is
+    /// stopped. Who waits is told with `started`.
     pub(super) fn says(&self, pid: Option<NonZeroU32>) {
-        if let Some(pid) = pid {
-            let _ = self.said.set((pid.get(), Since::now()));
+        if let Some(pid) = pid.filter(|pid| self.said.set((pid.get(), Since::now())).is_ok()) {
+            self.status.send_if_modified(|status| {
+                status.pid.get_or_insert(pid.get());
+                false
+            });
         }
     }
 
@@ -90,9 +95,7 @@ impl Worker {
     }
 
     pub(super) fn task_id(&self) -> TaskId {
-        // Its own word if the zygote's is not there yet, which may be stopped.
-        let pid = self.status.borrow().pid.or(self.said().map(|(pid, _)| pid));
-        TaskId { name: self.name.clone(), pid }
+        TaskId { name: self.name.clone(), pid: self.status.borrow().pid }
     }
 
     /// Waits until `condition` holds, and gives what is known then.

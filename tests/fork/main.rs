@@ -77,6 +77,7 @@ mod traced;
 mod traced_faults;
 #[cfg(feature = "tracing")]
 mod traced_log;
+mod untold;
 mod warm;
 mod warm_lost;
 
@@ -155,6 +156,7 @@ fn cases() -> Vec<Case> {
         traced::CASES,
         #[cfg(feature = "tracing")]
         traced_faults::CASES,
+        untold::CASES,
         warm::CASES,
         warm_lost::CASES,
     ]
