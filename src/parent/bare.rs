@@ -26,17 +26,21 @@ pub(super) struct BareJob {
 }
 
 impl BareJob {
-    pub(super) fn new<F, A: Serialize>(zygote: &Zygote, entry: Entry, arguments: &A) -> Result<Self, Error> {
+    /// `argument_limit` and `result_limit` are bytes.
+    pub(super) fn new<F, A: Serialize>(
+        zygote: &Zygote,
+        (argument_limit, result_limit): (u64, u64),
+        entry: Entry,
+        arguments: &A,
+    ) -> Result<Self, Error> {
         let name: Arc<str> = std::any::type_name::<F>().into();
         let task = || TaskId { name: name.clone(), pid: None };
         if !zygote.0.modules.contain(entry.address()) {
             return Err(Error::UnknownCode { task: task() });
         }
         let mut rope = Rope::from(vec![0; HEADER_SIZE]);
-        let limit = zygote.0.config.argument_limit;
-        let (encoded, passed) = beside::encoding(true, || payload::encode_into(arguments, &mut rope, limit));
+        let (encoded, passed) = beside::encoding(true, || payload::encode_into(arguments, &mut rope, argument_limit));
         encoded.map_err(|e| Error::encode(task(), e))?;
-        let result_limit = zygote.0.config.result_limit;
         let arguments = (rope.len() - HEADER_SIZE) as u64;
         let gives_away = passed.iter().any(|passed| passed.owned);
         let fds: Vec<_> = passed.into_iter().map(|passed| passed.fd).collect();

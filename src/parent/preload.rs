@@ -99,7 +99,8 @@ impl Zygote {
         A: Serialize + DeserializeOwned + 'static,
         F::Output: Send + Sync + 'static,
     {
-        let job = BareJob::new::<F, A>(self, Entry::of_preload(function), &arguments);
+        let limits = (self.0.config.argument_limit, self.0.config.result_limit);
+        let job = BareJob::new::<F, A>(self, limits, Entry::of_preload(function), &arguments);
         Preload { zygote: self.clone(), job, timeout: None }
     }
 }

@@ -319,6 +319,34 @@ impl Task {
         self.runtime.map_or(Host::Tokio, |runtime| Host::Custom(runtime.address()))
     }
 
+    /// The same for the workers of a pool.
+    pub(super) fn for_pool(&self, zygote: &Zygote, name: &str) -> Result<Self, Error> {
+        let task = Self { zygote: Some(zygote.clone()), ..self.clone() }.name(name);
+        let misplaced = [
+            (
+                task.timeout.is_some(),
+                "a pool's workers have no `timeout`: `PoolBuilder::task_timeout` is for its tasks",
+            ),
+            (
+                task.queue_timeout.is_some(),
+                "a pool's workers have no `queue_timeout`: its builder has one for its tasks",
+            ),
+            (task.runtime.is_some(), "a pool's workers have tokio's runtime"),
+            (task.stdio.iter().flatten().any(Stdio::is_piped), "nobody would read a pipe of a pool's worker"),
+        ];
+        let misplaced = misplaced.into_iter().find(|&(is_set, _)| is_set).map(|(_, reason)| reason.to_owned());
+        match misplaced.map_or_else(|| task.check_options(), Err) {
+            Ok(()) => Ok(task),
+            Err(reason) => Err(Error::InvalidOption { task: TaskId { name: name.into(), pid: None }, reason }),
+        }
+    }
+
+    /// Most bytes of its arguments, and of its result.
+    pub(super) fn limits(&self, zygote: &Zygote) -> (u64, u64) {
+        let config = &zygote.0.config;
+        (self.argument_limit.unwrap_or(config.argument_limit), self.result_limit.unwrap_or(config.result_limit))
+    }
+
     /// Opens a worker of a pool, whose tasks come on `line`.
     pub(super) fn open_pool(&self, initializer: Entry, line: OwnedFd) -> Open<()> {
         Open::new(self.prepare_with::<(), ()>(initializer, Host::Pool, &(), Some(Arc::new(line))))
@@ -366,12 +394,11 @@ impl Task {
             job::encode_options(&Options { stdio: replaced, ..self.options.clone() }, &mut rope);
         }
         let options = rope.len() - HEADER_SIZE;
-        let argument_limit = self.argument_limit.unwrap_or(inner.config.argument_limit);
+        let (argument_limit, result_limit) = self.limits(&zygote);
         let (encoded, passed) = beside::encoding(true, || payload::encode_into(arguments, &mut rope, argument_limit));
         encoded.map_err(|e| Error::encode(task(), e))?;
         let gives_away = passed.iter().any(|passed| passed.owned);
         fds.extend(passed.into_iter().map(|passed| passed.fd));
-        let result_limit = self.result_limit.unwrap_or(inner.config.result_limit);
         let header = Header {
             fds: u16::try_from(fds.len()).expect("there are limits"),
             quiet: false,

@@ -72,7 +72,7 @@ fn a_runtime_of_ones_own() {
     });
 }
 
-struct NeverRuns;
+pub(crate) struct NeverRuns;
 
 impl Runtime for NeverRuns {
     fn run(task: WorkerTask) {

@@ -49,6 +49,7 @@ mod pool;
 mod pool_ends;
 mod pool_room;
 mod pool_tasks;
+mod pool_worker;
 mod preload;
 mod preload_fds;
 mod recovery;
@@ -131,6 +132,7 @@ fn cases() -> Vec<Case> {
         pool_tasks::CASES,
         #[cfg(feature = "stream")]
         pool_tasks::STREAM_CASES,
+        pool_worker::CASES,
         preload::CASES,
         preload_fds::CASES,
         recovery::CASES,

@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use tokio_run_in_process::{Error, Stdio, Task, flush_traced};
+use tokio_run_in_process::{Error, Pool, Stdio, Task, flush_traced};
 use tracing::{Event, Level, Metadata, Subscriber, span};
 
 use crate::{
@@ -21,6 +21,7 @@ crate::cases![
     every_line_is_an_event,
     lines_of_every_kind,
     lines_of_a_task_that_does_not_end_well,
+    lines_of_a_pools_tasks,
     the_span_and_the_subscriber_are_the_callers,
     stdin_has_no_lines,
     traced_beside_captured,
@@ -87,6 +88,23 @@ fn lines_of_every_kind() {
         // Nothing printed is nothing to tell.
         traced().run_blocking(|| (), ()).await.unwrap();
         assert!(take().is_empty());
+    });
+}
+
+fn lines_of_a_pools_tasks() {
+    install();
+    undisturbed(|| async {
+        let pool = Pool::builder().name("talkers").worker(traced()).build().unwrap();
+        let pid = pool.run_blocking(talks, ()).await.unwrap();
+        // While its worker goes on.
+        eventually("it is told", || seen().len() == 3).await;
+        assert_eq!(pool.run_blocking(talks, ()).await.unwrap(), pid);
+        drop(pool);
+        eventually("it is told", || seen().len() == 6).await;
+        let seen = take();
+        assert!(seen.iter().all(|seen| &*seen.task == "talkers" && seen.pid == u64::from(pid)));
+        assert_eq!(lines(&seen, "stdout"), ["one", "three", "one", "three"]);
+        assert_eq!(lines(&seen, "stderr"), ["two", "two"]);
     });
 }
 

@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{super::zygote::Zygote, Pool};
+use super::{
+    super::{task::Task, zygote::Zygote},
+    Pool,
+};
 use crate::{
     error::Error,
     task::{AsyncTask, Entry},
@@ -18,6 +21,8 @@ pub(super) struct Config {
     pub(super) queue_timeout: Option<Duration>,
     pub(super) task_timeout: Option<Duration>,
     pub(super) initializer: Entry,
+    /// What its workers are made with.
+    pub(super) worker: Task,
 }
 
 /// Describes a pool: made by [`Pool::builder`].
@@ -71,6 +76,30 @@ impl PoolBuilder {
         self
     }
 
+    /// What its workers are made with: their environment, directory, control group, stdout and stderr, their start-up timeout
+    /// and grace period; and the limits that hold for the arguments and the result of each task. Their name is that of the
+    /// pool, their zygote the pool's. What is about one task is said to the pool instead: with a timeout, a queue timeout,
+    /// a runtime or a pipe, which no handle reads, [`build`](Self::build) fails.
+    ///
+    /// ```
+    /// use tokio_run_in_process::{Pool, Task, block_on};
+    ///
+    /// async fn threads() -> Option<String> {
+    ///     std::env::var("OMP_NUM_THREADS").ok()
+    /// }
+    ///
+    /// block_on(async {
+    ///     let worker = Task::new().env("OMP_NUM_THREADS", "1").current_dir("/tmp").result_limit(1 << 20);
+    ///     let pool = Pool::builder().worker(worker).build().unwrap();
+    ///     assert_eq!(pool.run(threads, ()).await.unwrap().as_deref(), Some("1"));
+    /// })
+    /// .unwrap();
+    /// ```
+    pub fn worker(mut self, task: Task) -> Self {
+        self.config.worker = task;
+        self
+    }
+
     /// What every new worker does first: loads a model into a static, opens a connection. If it panics, the task that
     /// needed the worker has that as its outcome.
     ///
@@ -103,7 +132,8 @@ impl PoolBuilder {
     ///
     /// # Errors
     ///
-    /// [`Error::NotInitialized`] and the like, as for a task.
+    /// [`Error::NotInitialized`] and the like, as for a task; [`Error::InvalidOption`] if its [`worker`](Self::worker) has
+    /// one.
     pub fn build(self) -> Result<Pool, Error> {
         Pool::new(self.zygote?, self.config)
     }
@@ -119,6 +149,7 @@ impl PoolBuilder {
             queue_timeout: None,
             task_timeout: None,
             initializer: Entry::of_async(async || ()),
+            worker: Task::new(),
         };
         Self { zygote, config }
     }

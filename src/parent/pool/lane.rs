@@ -15,9 +15,9 @@ use super::super::{
     driver::{self, Driver},
     process::Process,
     race::{Either, race},
+    task::Task,
     warm::job_socket,
     worker::Status,
-    zygote::Zygote,
 };
 use crate::{
     error::{Coded, Error, TaskId},
@@ -52,15 +52,15 @@ pub(super) enum LaneError {
 }
 
 impl Lane {
-    pub(super) async fn start(zygote: &Zygote, name: &str, initializer: Entry) -> Result<Self, Error> {
+    pub(super) async fn start(worker: &Task, name: &Arc<str>, initializer: Entry) -> Result<Self, Error> {
         let failed = |source| Error::Spawn {
-            task: TaskId { name: name.into(), pid: None },
+            task: TaskId { name: name.clone(), pid: None },
             step: "make a socket pair".to_owned(),
             source: Arc::new(source),
         };
         let driver = driver::get().map_err(failed)?;
         let (ours, theirs) = job_socket().map_err(failed)?;
-        let process = zygote.task().name(name).open_pool(initializer, theirs).await?;
+        let process = worker.open_pool(initializer, theirs).await?;
         Ok(Self { process, line: Line::Unwatched(ours), driver, served: 0 })
     }
 

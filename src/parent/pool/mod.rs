@@ -186,8 +186,9 @@ impl<T> fmt::Debug for PoolRun<T> {
 }
 
 impl Pool {
-    fn new(zygote: Zygote, config: Config) -> Result<Self, Error> {
+    fn new(zygote: Zygote, mut config: Config) -> Result<Self, Error> {
         zygote.0.check_owner()?;
+        config.worker = config.worker.for_pool(&zygote, &config.name)?;
         let permits = Semaphore::new(config.workers.min(Semaphore::MAX_PERMITS));
         let idle_timeout = config.idle_timeout;
         let (idle, freed, waiting) = (Mutex::default(), Notify::new(), AtomicUsize::new(0));
@@ -350,7 +351,8 @@ impl Pool {
     }
 
     fn job<F, A: Serialize>(&self, entry: Entry, arguments: &A) -> Result<BareJob, Error> {
-        BareJob::new::<F, A>(&self.0.zygote, entry, arguments)
+        let Inner { zygote, config, .. } = &*self.0;
+        BareJob::new::<F, A>(zygote, config.worker.limits(zygote), entry, arguments)
     }
 
     /// How many workers stand idle.

@@ -66,7 +66,7 @@ impl Inner {
         if let Some((lane, _)) = self.idle().pop() {
             return Ok(lane);
         }
-        let start = Lane::start(&self.zygote, &self.config.name, self.config.initializer);
+        let start = Lane::start(&self.config.worker, &self.config.name, self.config.initializer);
         if self.zygote.available_processes() > 0 {
             return start.await;
         }

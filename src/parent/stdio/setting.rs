@@ -107,6 +107,10 @@ impl Stdio {
         Self(Repr::Traced(Some(level)))
     }
 
+    pub(in crate::parent) fn is_piped(&self) -> bool {
+        matches!(self.0, Repr::Piped)
+    }
+
     pub(in crate::parent) fn is_traced(&self) -> bool {
         match self.0 {
             #[cfg(feature = "tracing")]
