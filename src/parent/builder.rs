@@ -99,7 +99,8 @@ impl ZygoteBuilder {
 
     /// How many warm workers stand ready: single-use processes, runtime built, that only wait for a task. Default
     /// [`WARM_WORKERS`](crate::WARM_WORKERS); 0 means none, ever. They come on top of
-    /// [`max_processes`](Self::max_processes); under load there are more for a while. Each costs a process of about 100 kB, and two descriptors of this program.
+    /// [`max_processes`](Self::max_processes); under load there are more for a while, unless tasks wait for processors: none
+    /// is made ready then. Each costs a process of about 100 kB, and two descriptors of this program.
     ///
     /// ```
     /// let zygote = tokio_run_in_process::Zygote::builder().warm(1).start().unwrap();

@@ -54,7 +54,7 @@ pub(super) struct Prepared {
 /// For tests: as if there were much to do.
 pub(crate) static ALWAYS_QUIET: AtomicBool = AtomicBool::new(false);
 
-fn processors() -> usize {
+pub(super) fn processors() -> usize {
     static COUNT: OnceLock<usize> = OnceLock::new();
     *COUNT.get_or_init(|| std::thread::available_parallelism().map_or(1, NonZeroUsize::get))
 }

@@ -22,6 +22,9 @@ use crate::{
     sys::{arm, process, socket},
 };
 
+/// A worker that stood ready and begins so long after its job was sent had to wait for a processor.
+const LATE: Duration = Duration::from_millis(1);
+
 /// A job as it goes over the socket.
 #[derive(Debug)]
 pub(super) struct Job {
@@ -89,6 +92,9 @@ impl Line {
         let time = self.since.elapsed();
         let before = time.saturating_sub(age);
         self.zygote.counters.took(Stage::Executing, before);
+        if self.warm && before > LATE && self.zygote.has_much_to_do() {
+            self.zygote.warm().was_late(Instant::now());
+        }
         self.since += before;
         self.dated = true;
     }

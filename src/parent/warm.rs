@@ -6,6 +6,10 @@
 //! cost of the task that is being dispatched.
 //!
 //! The newest goes first (its memory is still in the caches), but not before it had the time to come up.
+//!
+//! A spare is made in time that nobody needs. Where there is none, since more tasks are under way than there are processors
+//! and a worker that stood ready had to wait for one, it costs more than it saves (a task forked when its turn comes is up
+//! and at work in one go); so none is ordered for a while then, until fewer tasks are under way.
 
 use std::{
     io,
@@ -23,7 +27,7 @@ use crate::{
 
 /// How long a fresh spare is left to come up while an older one is there: a fork and a runtime, with room to spare.
 const COMES_UP: Duration = Duration::from_millis(2);
-/// How long none is ordered after the system had no process to give.
+/// How long none is ordered after the system had no process to give, or no processor for one that stood ready.
 const RESPITE: Duration = Duration::from_millis(100);
 
 /// A worker without a task.
@@ -52,6 +56,8 @@ struct Kind {
 pub(super) struct WarmSet {
     kinds: [Kind; 2],
     respite: Option<Instant>,
+    /// Until when the processors count as taken, if much is under way.
+    crowded: Option<Instant>,
     closed: bool,
 }
 
@@ -59,7 +65,8 @@ impl WarmSet {
     /// `base` tokio workers at least, `cap` of a kind at most. Workers without a runtime stand only where they are used.
     pub(super) fn new(base: usize, cap: usize) -> Self {
         let kind = |prepare, base| Kind { prepare, demand: Demand::new(base, cap), standing: Vec::new() };
-        Self { kinds: [kind(Prepare::Tokio, base), kind(Prepare::Nothing, 0)], respite: None, closed: false }
+        let kinds = [kind(Prepare::Tokio, base), kind(Prepare::Nothing, 0)];
+        Self { kinds, respite: None, crowded: None, closed: false }
     }
 
     fn kind(&mut self, prepare: Prepare) -> &mut Kind {
@@ -104,6 +111,11 @@ impl WarmSet {
         self.respite = Some(now + RESPITE);
     }
 
+    /// One had to wait for a processor.
+    pub(super) fn was_late(&mut self, now: Instant) {
+        self.crowded = Some(now + RESPITE);
+    }
+
     /// Takes those out that are too many; the oldest go. Their workers end when they are dropped.
     pub(super) fn surplus(&mut self, now: Instant) -> Vec<Spare> {
         let surplus = self.kinds.iter_mut().flat_map(|kind| {
@@ -116,12 +128,14 @@ impl WarmSet {
     /// When there is something to do though nothing happens.
     pub(super) fn next(&self, now: Instant) -> Option<Instant> {
         let falls = self.kinds.iter().filter_map(|kind| kind.demand.falls_at(now));
-        falls.chain(self.respite.filter(|&respite| respite > now)).min()
+        falls.chain([self.respite, self.crowded].into_iter().flatten().filter(|&end| end > now)).min()
     }
 
-    /// Orders those that are missing. After an error the next try is a while off.
-    pub(super) fn refill(&mut self, link: &Arc<Link>, now: Instant) -> io::Result<()> {
-        if self.closed || self.respite.is_some_and(|respite| respite > now) {
+    /// Orders those that are missing. After an error the next try is a while off. `much`: more tasks are under way than
+    /// processors can be at.
+    pub(super) fn refill(&mut self, link: &Arc<Link>, much: bool, now: Instant) -> io::Result<()> {
+        let lasts = |end: Option<Instant>| end.is_some_and(|end| end > now);
+        if self.closed || lasts(self.respite) || much && lasts(self.crowded) {
             return Ok(());
         }
         self.respite = None;
@@ -141,7 +155,7 @@ impl WarmSet {
     /// Orders the first ones, for which there is time.
     pub(super) fn fill(&mut self, link: &Arc<Link>, timeout: Duration) {
         let start = Instant::now();
-        while let Err(e) = self.refill(link, Instant::now()) {
+        while let Err(e) = self.refill(link, false, Instant::now()) {
             if e.kind() != io::ErrorKind::WouldBlock || start.elapsed() > timeout {
                 return;
             }

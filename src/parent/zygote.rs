@@ -11,6 +11,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 pub use super::config::{MAX_PROCESSES, WARM_WORKERS};
 use super::{
     config::Config,
+    dispatch::processors,
     driver::{self, Driver},
     lineage::{self, Lineage},
     metrics::Counters,
@@ -170,6 +171,11 @@ impl Inner {
         self.config.max_processes.min(Semaphore::MAX_PERMITS).saturating_sub(self.permits.available_permits())
     }
 
+    /// Whether more is under way than the processors can be at, some of it waiting for something else.
+    pub(super) fn has_much_to_do(&self) -> bool {
+        self.busy() > 2 * processors()
+    }
+
     /// Asked for a process when there is no room for one more.
     pub(super) fn add_holder(&self, holder: Weak<dyn Holder>) {
         let mut holders = self.room.holders.lock().unwrap_or_else(PoisonError::into_inner);
@@ -200,7 +206,7 @@ impl Inner {
         let mut warm = self.warm();
         let surplus = warm.surplus(now);
         if refill {
-            let _ = warm.refill(&self.lineage.link(), now);
+            let _ = warm.refill(&self.lineage.link(), self.has_much_to_do(), now);
         }
         let next = warm.next(now);
         drop(warm);

@@ -12,6 +12,7 @@ mod bytes;
 mod cgroups;
 mod channel_ends;
 mod channels;
+mod crowd;
 mod denied;
 #[cfg(feature = "metrics")]
 mod facade;
@@ -97,6 +98,7 @@ fn cases() -> Vec<Case> {
         bytes::CASES,
         #[cfg(feature = "metrics")]
         facade::CASES,
+        crowd::CASES,
         denied::CASES,
         faults_cancel::CASES,
         faults_cleanup::CASES,
