@@ -319,7 +319,7 @@ impl Task {
         self.runtime.map_or(Host::Tokio, |runtime| Host::Custom(runtime.address()))
     }
 
-    /// The same for the workers of a pool.
+    /// This as what a pool's workers are made with, in its zygote and by its name. An error for what is not theirs to have.
     pub(super) fn for_pool(&self, zygote: &Zygote, name: &str) -> Result<Self, Error> {
         let task = Self { zygote: Some(zygote.clone()), ..self.clone() }.name(name);
         let misplaced = [
