@@ -320,8 +320,8 @@ impl Task {
     }
 
     /// This as what a pool's workers are made with, in its zygote and by its name. An error for what is not theirs to have.
-    pub(super) fn for_pool(&self, zygote: &Zygote, name: &str) -> Result<Self, Error> {
-        let task = Self { zygote: Some(zygote.clone()), ..self.clone() }.name(name);
+    pub(super) fn for_pool(self, zygote: &Zygote, name: &str) -> Result<Self, Error> {
+        let task = Self { zygote: Some(zygote.clone()), ..self }.name(name);
         let misplaced = [
             (
                 task.timeout.is_some(),

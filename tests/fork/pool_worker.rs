@@ -2,9 +2,12 @@
 
 use std::{io::Read, time::Duration};
 
-use tokio_run_in_process::{Coded, Error, Pool, Stdio, Task, Zygote};
+use tokio_run_in_process::{Coded, Error, Pool, Stdio, Task, Zygote, worker};
 
-use crate::oracle::{scratch, undisturbed, undisturbed_with};
+use crate::{
+    hosts::NeverRuns,
+    oracle::{scratch, undisturbed, undisturbed_with},
+};
 
 crate::cases![
     a_pools_workers_have_the_options_of_its_task,
@@ -22,17 +25,9 @@ fn a_pools_workers_have_the_options_of_its_task() {
         // They are there when it is initialized, in every worker, of which there are several one after another.
         let initialize = async || println!("{} in {:?}", var("COLOUR"), std::env::current_dir().unwrap());
         let pool = pool.initializer(initialize).worker(worker).build().unwrap();
+        let look = || (var("COLOUR"), var("PATH"), worker::name().map(str::to_owned));
         for _ in 0..5 {
-            let look = async || (var("COLOUR"), var("PATH"), tokio_run_in_process::worker::name());
-            let seen = pool
-                .run(
-                    async move || {
-                        let (a, b, c) = look().await;
-                        (a, b, c.map(str::to_owned))
-                    },
-                    (),
-                )
-                .await;
+            let seen = pool.run_blocking(look, ()).await;
             assert_eq!(seen.unwrap(), ("blue".to_owned(), "none".to_owned(), Some("painters".to_owned())));
         }
         drop(pool);
@@ -52,11 +47,11 @@ fn limits_of_a_pools_tasks() {
     undisturbed(|| async {
         let worker = Task::new().argument_limit(100).result_limit(200);
         let pool = Pool::builder().worker(worker).build().unwrap();
-        let twice = |text: String| text.repeat(3);
-        assert_eq!(pool.run_blocking(twice, "x".repeat(60)).await.unwrap().len(), 180);
-        let error = pool.run_blocking(twice, "x".repeat(90)).await.unwrap_err();
+        let thrice = |text: String| text.repeat(3);
+        assert_eq!(pool.run_blocking(thrice, "x".repeat(60)).await.unwrap().len(), 180);
+        let error = pool.run_blocking(thrice, "x".repeat(90)).await.unwrap_err();
         assert!(matches!(error, Error::TooLarge { what: Coded::Result, limit: 200, .. }), "{error:?}");
-        let error = pool.run_blocking(twice, "x".repeat(101)).await.unwrap_err();
+        let error = pool.run_blocking(thrice, "x".repeat(101)).await.unwrap_err();
         assert!(matches!(error, Error::TooLarge { what: Coded::Arguments, limit: 100, .. }), "{error:?}");
         // Neither cost its worker.
         assert_eq!(pool.idle_workers(), 1);
@@ -69,7 +64,7 @@ fn options_that_a_pools_workers_cannot_have() {
         for (worker, word) in [
             (Task::new().timeout(second), "task_timeout"),
             (Task::new().queue_timeout(second), "queue_timeout"),
-            (Task::new().runtime::<crate::hosts::NeverRuns>(), "runtime"),
+            (Task::new().runtime::<NeverRuns>(), "runtime"),
             (Task::new().stdout(Stdio::piped()), "pipe"),
             (Task::new().stdin(Stdio::piped()), "pipe"),
             (Task::new().env("A=B", "c"), "A=B"),
