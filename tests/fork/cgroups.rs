@@ -101,6 +101,8 @@ fn what_a_task_left_ends_with_it() {
         for _ in 0..5 {
             gone(delegated.task().run(leaves_one, ()).await.unwrap()).await;
             gone(delegated.task().run_blocking(daemon, ()).await.unwrap()).await;
+            // What was left is gone before its group is, and `open` waits for neither.
+            delegated.is_empty().await;
             let process = delegated.task().open(leaves_one_when_told, path.clone()).await.unwrap();
             assert_eq!(delegated.groups().len(), 1);
             std::fs::write(&path, "").unwrap();
