@@ -161,9 +161,11 @@ pub(crate) fn multi_thread() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
-/// Waits until the zygote has no child, alive or zombie, but those that stand ready.
+/// Waits until the zygote has no child, alive or zombie, but those that stand ready, and no task has a place or a socket.
 pub(crate) async fn nothing_is_left(zygote: &Zygote) {
-    eventually("no worker is left", || children(zygote.pid()).len() == zygote.metrics().warm).await;
+    // One that is ordered counts as ready: as many children may be a task's worker and all but one of the ready ones.
+    let none = || zygote.metrics().alive == 0 && children(zygote.pid()).len() == zygote.metrics().warm;
+    eventually("no worker is left", none).await;
 }
 
 /// Waits, at most ten seconds, until `holds`.

@@ -20,14 +20,7 @@ impl Baseline {
         b.unwrap().exited().await;
         // Its last descriptors are closed by the driver, in its own time.
         nothing_is_left(zygote).await;
-        // It lets go of the sockets of a worker before the worker's place is free.
-        eventually("every place is free", || zygote.metrics().alive == 0).await;
-        let mut ours = held(zygote);
-        eventually("the descriptors settle", || {
-            let before = std::mem::replace(&mut ours, held(zygote));
-            before.is_like(&ours)
-        })
-        .await;
+        let ours = settled(zygote).await;
         Self { ours, zygotes: descriptors(zygote.pid()), threads: threads() }
     }
 
@@ -77,6 +70,21 @@ impl Held {
 
 fn held(zygote: &Zygote) -> Held {
     Held { found: descriptors(std::process::id()), warm: zygote.metrics().warm }
+}
+
+async fn settled(zygote: &Zygote) -> Held {
+    let mut now = held(zygote);
+    eventually("the descriptors settle", || {
+        let before = std::mem::replace(&mut now, held(zygote));
+        before.is_like(&now)
+    })
+    .await;
+    now
+}
+
+/// How many descriptors this program has, but for those of warm workers, which come and go.
+pub(crate) async fn descriptors_at_rest(zygote: &Zygote) -> usize {
+    settled(zygote).await.kinds().len()
 }
 
 pub(crate) fn threads() -> usize {
