@@ -49,6 +49,12 @@ pub mod test_support {
         crate::parent::dispatch::ALWAYS_QUIET.store(true, std::sync::atomic::Ordering::Relaxed);
     }
 
+    /// About the median time of this zygote's lone tasks, in nanoseconds, whose workers say that they begin, and of those
+    /// whose workers do not; 0 where there was none.
+    pub fn times_with_and_without_word(zygote: &crate::Zygote) -> (u64, u64) {
+        crate::parent::dispatch::times_with_and_without_word(zygote)
+    }
+
     /// What the parent does with a result's bytes.
     #[cfg(fuzzing)]
     pub fn read_value(bytes: &[u8]) {

@@ -70,11 +70,16 @@ impl Config {
         Ok(config)
     }
 
+    /// Whether workers stand ready for tasks at all.
+    pub(crate) fn keeps_warm(&self) -> bool {
+        self.warm != Some(0)
+    }
+
     /// How many of a kind there are at most, whatever the load.
     pub(crate) fn most_warm(&self) -> usize {
-        match self.warm {
-            Some(0) => 0,
-            warm => warm.unwrap_or(WARM_WORKERS).max(self.max_processes.min(64)),
+        match self.keeps_warm() {
+            false => 0,
+            true => self.warm.unwrap_or(WARM_WORKERS).max(self.max_processes.min(64)),
         }
     }
 

@@ -402,6 +402,7 @@ fn take_in(reader: &mut Reader, line: &mut Line, mut bytes: &[u8]) -> Option<Wor
                 if line.job.quiet && !age.is_zero() {
                     line.began(age);
                 }
+                line.ended(age);
                 return Some(Ok(terminal));
             }
             Err(violation) => return Some(Err(violation)),

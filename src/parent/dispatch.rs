@@ -54,6 +54,11 @@ pub(super) struct Prepared {
 /// For tests: as if there were much to do.
 pub(crate) static ALWAYS_QUIET: AtomicBool = AtomicBool::new(false);
 
+/// For tests: what was learned.
+pub(crate) fn times_with_and_without_word(zygote: &Zygote) -> (u64, u64) {
+    zygote.0.word.medians()
+}
+
 pub(super) fn processors() -> usize {
     static COUNT: OnceLock<usize> = OnceLock::new();
     *COUNT.get_or_init(|| std::thread::available_parallelism().map_or(1, NonZeroUsize::get))
@@ -70,18 +75,19 @@ impl Prepared {
     /// Nobody looks at this task before its outcome: where the kernel says whether a job was read, its worker need not
     /// say that it begins, and the caller is woken once.
     ///
-    /// That saves work where there is much to do. Where there is not, the caller's processor sleeps, and wakes up while the
-    /// task runs if its worker says that it begins: then it is there when the result comes.
+    /// That saves work where there is much to do. Where there is not, what takes less time here is learned ([`word`]).
+    ///
+    /// [`word`]: super::word
     pub(super) fn job_may_be_quiet(&mut self) {
-        if self.zygote.0.busy() < processors() && !ALWAYS_QUIET.load(Ordering::Relaxed) {
-            return;
-        }
         // A timeout counts from the start of execution.
         if self.job.limits.running.is_some() || self.job.gives_away || !socket::knows_what_is_read() {
             return;
         }
-        if let Some(job) = Arc::get_mut(&mut self.job) {
-            job.quiet = true;
+        let inner = &self.zygote.0;
+        let Some(job) = Arc::get_mut(&mut self.job) else { return };
+        job.teaches = inner.busy() < processors() && !ALWAYS_QUIET.load(Ordering::Relaxed);
+        job.quiet = !job.teaches || inner.word.is_spared();
+        if job.quiet {
             job::set_quiet(job.parcel.head_mut());
         }
     }

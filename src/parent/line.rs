@@ -33,6 +33,8 @@ pub(super) struct Job {
     pub(super) gives_away: bool,
     /// Its worker will not say that it executes. It counts as begun when it has read all of the job.
     pub(super) quiet: bool,
+    /// That depended on what was learned, and how long this task takes is learned from.
+    pub(super) teaches: bool,
     /// Its worker serves a pool: it begins once, and then the tasks of the pool do.
     pub(super) serves_pool: bool,
     pub(super) result_limit: u64,
@@ -56,6 +58,8 @@ pub(super) struct Line {
     /// metrics.
     pub(super) since: Instant,
     pub(super) dated: bool,
+    /// When the job was sent.
+    sent_at: Instant,
     /// The worker stood ready before the task came. If it ends before the task begins, another takes its place unseen.
     pub(super) warm: bool,
 }
@@ -83,6 +87,7 @@ impl Line {
             owner: process::pid(),
             since: turn,
             dated: false,
+            sent_at: turn,
             warm,
         }
     }
@@ -97,6 +102,14 @@ impl Line {
         }
         self.since += before;
         self.dated = true;
+    }
+
+    /// Its worker's last words are here. How old its task was then is no time of ours.
+    pub(super) fn ended(&self, age: Duration) {
+        let zygote = &self.zygote;
+        if self.job.teaches && self.warm == zygote.config.keeps_warm() {
+            zygote.word.took(self.job.quiet, self.sent_at.elapsed().saturating_sub(age));
+        }
     }
 
     /// The task executes.
@@ -142,6 +155,7 @@ impl Line {
         self.arm_if_sent();
         self.zygote.counters.took(Stage::Dispatched, self.since.elapsed());
         self.since = Instant::now();
+        self.sent_at = self.since;
     }
 
     /// Arms the worker's end once nothing more will be sent.

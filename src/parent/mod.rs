@@ -37,6 +37,7 @@ mod succession;
 mod task;
 mod waits;
 mod warm;
+mod word;
 mod worker;
 mod zygote;
 

@@ -421,6 +421,7 @@ impl Task {
                 parcel: Parcel::new(rope, fds),
                 gives_away,
                 quiet: false,
+                teaches: false,
                 serves_pool,
                 result_limit,
                 limits,

@@ -18,6 +18,7 @@ use super::{
     run::{Open, Run},
     task::Task,
     warm::WarmSet,
+    word::Word,
 };
 use crate::{
     error::Error,
@@ -79,6 +80,7 @@ pub(super) struct Inner {
     /// The lock order: roster, then this, then the link.
     warm: Mutex<WarmSet>,
     pub(super) counters: Counters,
+    pub(super) word: Word,
     served: OnceLock<()>,
     pub(super) room: Arc<Room>,
     /// No task starts any more.
@@ -115,6 +117,7 @@ impl Inner {
             null,
             warm: Mutex::new(WarmSet::new(base, config.most_warm())),
             counters: Counters::default(),
+            word: Word::default(),
             served: OnceLock::new(),
             room,
             closing: watch::Sender::new(false),

@@ -82,6 +82,7 @@ mod traced_log;
 mod untold;
 mod warm;
 mod warm_lost;
+mod word;
 
 use harness::Case;
 
@@ -163,6 +164,7 @@ fn cases() -> Vec<Case> {
         untold::CASES,
         warm::CASES,
         warm_lost::CASES,
+        word::CASES,
     ]
     .concat()
 }
