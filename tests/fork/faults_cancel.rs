@@ -78,7 +78,10 @@ fn c27_a_future_dropped_in_the_queue_spawns_nothing() {
     undisturbed_with(Zygote::builder().max_processes(1), |zygote| async move {
         let notes = Notes::new("c27");
         let busy = zygote.open_in_process(pending::<()>, ()).await.unwrap();
-        let before = (descriptors(std::process::id()), asleep(zygote.pid()).await);
+        // `open` does not wait for what the zygote says of the worker, with a pidfd: that is sent, and then it is read.
+        let slept = asleep(zygote.pid()).await;
+        asleep(driver()).await;
+        let before = (descriptors(std::process::id()), slept);
         let mut queued: Vec<_> = (0..10).flat_map(|_| four_ways(&zygote.task(), &notes.path())).collect();
         assert!(queued.iter_mut().all(|task| poll_once(task).is_pending()));
         queued.drain(1..);
