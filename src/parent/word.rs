@@ -63,12 +63,10 @@ impl Median {
         let (now, times) = (self.value.load(Relaxed), self.times.load(Relaxed));
         let step = (now / STEP).max(1);
         // Not to the mean: a task that lost its processor for milliseconds is one that took longer, and no more.
-        let next = match time.cmp(&now) {
-            _ if times == 0 => time,
-            _ if times < FIRST => now.min(time),
-            std::cmp::Ordering::Less => (now - step).max(time),
-            std::cmp::Ordering::Equal => now,
-            std::cmp::Ordering::Greater => now.saturating_add(step).min(time),
+        let next = match times {
+            0 => time,
+            1..FIRST => now.min(time),
+            _ => time.clamp(now.saturating_sub(step), now.saturating_add(step)),
         };
         self.value.store(next, Relaxed);
         self.times.store(times.saturating_add(1), Relaxed);
