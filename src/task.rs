@@ -281,8 +281,8 @@ fn decode<A: DeserializeOwned>(arguments: Arguments) -> Result<A, Failure> {
     let Arguments { bytes, fds } = arguments;
     let decoded = beside::decoding(bytes.clone(), Some(fds), || payload::decode(&bytes));
     decoded.map_err(|e| match e {
-        CodecError::Invalid(why) => Failure::Decode(bounded(why)),
         CodecError::TooLarge { size, limit } => Failure::TooLarge { size, limit },
+        e => Failure::Decode(bounded(e.to_string())),
     })
 }
 
@@ -292,7 +292,7 @@ fn encode<T: Serialize>(value: &T, limit: u64) -> Encoded {
     match encoded {
         Ok(()) => Ok(rope),
         Err(CodecError::TooLarge { size, limit }) => Err(Failure::TooLarge { size, limit }),
-        Err(CodecError::Invalid(why)) => Err(Failure::Encode(bounded(why))),
+        Err(e) => Err(Failure::Encode(bounded(e.to_string()))),
     }
 }
 

@@ -252,6 +252,10 @@ impl Error {
         match error {
             CodecError::Invalid(reason) => Self::Encode { task, reason },
             CodecError::TooLarge { size, limit } => Self::TooLarge { task, what: Coded::Arguments, size, limit },
+            CodecError::System(errno) => {
+                let source = Arc::new(io::Error::from_raw_os_error(errno));
+                Self::Spawn { task, step: "copy a descriptor of its arguments".to_owned(), source }
+            }
         }
     }
 

@@ -12,10 +12,7 @@ use serde::de::DeserializeOwned;
 use crate::{
     error::{Coded, Error, TaskId},
     pass,
-    wire::{
-        beside,
-        payload::{self, CodecError},
-    },
+    wire::{beside, payload},
 };
 
 /// An outcome that stays, and that several may ask for.
@@ -70,8 +67,5 @@ where
 }
 
 fn decode_here<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, String> {
-    beside::decoding(bytes.clone(), None, || payload::decode_caught(bytes)).map_err(|e| match e {
-        CodecError::Invalid(reason) => reason,
-        CodecError::TooLarge { size, limit } => format!("{size} bytes where {limit} are allowed"),
-    })
+    beside::decoding(bytes.clone(), None, || payload::decode_caught(bytes)).map_err(|e| e.to_string())
 }

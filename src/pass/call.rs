@@ -1,10 +1,19 @@
 //! Requests and their replies, over two channels: so a task can call back into its parent.
 
-use std::{fmt, io};
+use std::{
+    fmt,
+    future::poll_fn,
+    io,
+    task::{Context, Poll, ready},
+};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{ChannelError, Receiver, Sender, channel};
+use super::{
+    ChannelError, Receiver, Sender, channel, end,
+    receiver::{Message, decode},
+};
+use crate::wire::payload;
 
 /// Two ends by which one process asks and another answers. Either can be an argument of a task; most often the task gets
 /// the [`Caller`], to call back into its parent.
@@ -58,12 +67,33 @@ impl<Q: Serialize, A: DeserializeOwned> Caller<Q, A> {
     /// If the future is dropped the question may have been asked; its answer is never taken for that of a later one.
     pub async fn call(&mut self, question: Q) -> Result<A, ChannelError> {
         self.last += 1;
-        self.questions.send((self.last, question)).await?;
+        let mut question = Some(question);
+        poll_fn(|context| self.poll_call(&mut question, context)).await
+    }
+
+    /// Asks, and takes answers meanwhile: a responder that is held up by one to a call that was dropped reads no question.
+    fn poll_call(&mut self, question: &mut Option<Q>, context: &mut Context<'_>) -> Poll<Result<A, ChannelError>> {
         loop {
-            match self.answers.recv().await? {
-                None => return Err(ChannelError::Closed),
-                Some((number, answer)) if number == self.last => return Ok(answer),
-                Some(_) => {}
+            if let Poll::Ready(Err(e)) = self.poll_ask(question, context) {
+                return Poll::Ready(Err(e));
+            }
+            let last = self.last;
+            match ready!(self.answers.poll_message(context, |message| answer_to(last, message)))? {
+                None => return Poll::Ready(Err(ChannelError::Closed)),
+                Some(Some(answer)) => return Poll::Ready(Ok(answer)),
+                Some(None) => {}
+            }
+        }
+    }
+
+    fn poll_ask(&mut self, question: &mut Option<Q>, context: &mut Context<'_>) -> Poll<Result<(), ChannelError>> {
+        // What a call before left half-way is first.
+        ready!(self.questions.poll_flush(context))?;
+        match question.take() {
+            None => Poll::Ready(Ok(())),
+            Some(question) => {
+                self.questions.accept(&(self.last, question))?;
+                self.questions.poll_flush(context)
             }
         }
     }
@@ -75,15 +105,39 @@ impl<Q: Serialize, A: DeserializeOwned> Caller<Q, A> {
     /// As [`call`](Self::call).
     pub fn blocking_call(&mut self, question: Q) -> Result<A, ChannelError> {
         self.last += 1;
-        self.questions.blocking_send((self.last, question))?;
+        let last = self.last;
+        let mut question = Some(question);
+        // As `poll_call`.
+        let mut asked = false;
         loop {
-            match self.answers.blocking_recv()? {
-                None => return Err(ChannelError::Closed),
-                Some((number, answer)) if number == self.last => return Ok(answer),
-                Some(_) => {}
+            while !asked && self.questions.flush_now()? {
+                match question.take() {
+                    None => asked = true,
+                    Some(question) => self.questions.accept(&(last, question))?,
+                }
+            }
+            let heard = match asked {
+                true => Poll::Ready(self.answers.block_message(|message| answer_to(last, message))),
+                false => self.answers.message_now(|message| answer_to(last, message)),
+            };
+            match heard {
+                Poll::Pending => end::wait(self.questions.end(), self.answers.end())?,
+                Poll::Ready(Err(e)) => return Err(e),
+                Poll::Ready(Ok(None)) => return Err(ChannelError::Closed),
+                Poll::Ready(Ok(Some(Some(answer)))) => return Ok(answer),
+                Poll::Ready(Ok(Some(None))) => {}
             }
         }
     }
+}
+
+/// The answer to the question of that number; `None` if it is one to another, whose errors are nobody's either.
+fn answer_to<A: DeserializeOwned>(number: u64, message: Message<'_>) -> Result<Option<A>, ChannelError> {
+    if payload::first_number(message.bytes()).is_some_and(|other| other != number) {
+        return Ok(None);
+    }
+    let (_, answer): (u64, A) = decode(message)?;
+    Ok(Some(answer))
 }
 
 impl<Q, A> fmt::Debug for Caller<Q, A> {

@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 use tokio::runtime::{Handle, Id};
 
 use super::{
-    reactor,
+    ChannelError, reactor,
     stream::{Stream, Unwatched},
 };
 use crate::{
@@ -49,6 +49,12 @@ pub(super) fn pair() -> io::Result<(End, End)> {
         fd::set_nonblocking(end.as_raw_fd(), true)?;
     }
     Ok((End::new(sends, Way::Sends), End::new(receives, Way::Receives)))
+}
+
+/// Waits until the one can send or the other has something to receive.
+pub(super) fn wait(sends: &End, receives: &End) -> Result<(), ChannelError> {
+    let wait = || signal::wait_either(receives.fd()?.as_raw_fd(), sends.fd()?.as_raw_fd());
+    wait().map_err(ChannelError::io)
 }
 
 impl End {
@@ -168,7 +174,7 @@ impl Serialize for End {
             ));
         }
         // Not the descriptor itself: it may be watched, and this value goes only after it was encoded.
-        let fd = Arc::new(self.now(|fd| fd.try_clone_to_owned()).map_err(ser::Error::custom)?);
+        let fd = Arc::new(self.now(|fd| fd.try_clone_to_owned()).map_err(|e| ser::Error::custom(beside::fail(e)))?);
         let number = beside::leave_fd(Passed { fd, owned: true }).map_err(ser::Error::custom)?;
         (number, self.way).serialize(serializer)
     }

@@ -44,7 +44,8 @@ impl<T: DeserializeOwned> Receiver<T> {
     /// # Errors
     ///
     /// [`ChannelError`]: the message does not decode, or the sender broke off in the middle of one or sent what is no
-    /// message. After [`ChannelError::Decode`] the next one can be received; after any other there is none.
+    /// message. After [`ChannelError::Decode`] the next one can be received. After [`ChannelError::Io`] too, later: that is
+    /// what the system says if it is waited for, which takes a descriptor. After any other there is none.
     ///
     /// # Cancel safety
     ///
@@ -81,21 +82,7 @@ impl<T: DeserializeOwned> Receiver<T> {
     ///
     /// As [`recv`](Self::recv).
     pub fn poll_recv(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<T>, ChannelError>> {
-        // Who sends as fast as this receives would else keep the thread: nothing here waits while messages are there.
-        let turn = ready!(poll_proceed(context));
-        let Self { end, incoming, .. } = self;
-        loop {
-            if let Some(message) = incoming.next() {
-                turn.made_progress();
-                return Poll::Ready(message.and_then(decode));
-            }
-            if incoming.ended {
-                turn.made_progress();
-                return Poll::Ready(incoming.end());
-            }
-            let received = ready!(end.poll(context, |socket| incoming.receive(socket)));
-            incoming.ended |= received.map_err(ChannelError::io)? == 0;
-        }
+        self.poll_message(context, decode)
     }
 
     /// [`recv`](Self::recv) for a plain function: the thread waits.
@@ -104,37 +91,98 @@ impl<T: DeserializeOwned> Receiver<T> {
     ///
     /// As [`recv`](Self::recv).
     pub fn blocking_recv(&mut self) -> Result<Option<T>, ChannelError> {
+        self.block_message(decode)
+    }
+}
+
+/// By how the bytes of the next message are waited for, and what is made of it.
+impl<T> Receiver<T> {
+    pub(super) fn poll_message<M>(
+        &mut self,
+        context: &mut Context<'_>,
+        read: impl FnOnce(Message<'_>) -> Result<M, ChannelError>,
+    ) -> Poll<Result<Option<M>, ChannelError>> {
+        // Who sends as fast as this receives would else keep the thread: nothing here waits while messages are there.
+        let turn = ready!(poll_proceed(context));
+        let message = self.message(|end, incoming| end.poll(context, |socket| incoming.receive(socket)), read);
+        if message.is_ready() {
+            turn.made_progress();
+        }
+        message
+    }
+
+    pub(super) fn block_message<M>(
+        &mut self,
+        read: impl FnOnce(Message<'_>) -> Result<M, ChannelError>,
+    ) -> Result<Option<M>, ChannelError> {
+        let receive = |end: &mut End, incoming: &mut Incoming| end.block(|socket| incoming.receive(socket));
+        match self.message(|end, incoming| Poll::Ready(receive(end, incoming)), read) {
+            Poll::Ready(message) => message,
+            Poll::Pending => unreachable!("it waited"),
+        }
+    }
+
+    /// Pending: there is none now.
+    pub(super) fn message_now<M>(
+        &mut self,
+        read: impl FnOnce(Message<'_>) -> Result<M, ChannelError>,
+    ) -> Poll<Result<Option<M>, ChannelError>> {
+        let receive = |end: &mut End, incoming: &mut Incoming| match end.now(|socket| incoming.receive(socket)) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+            received => Poll::Ready(received),
+        };
+        self.message(receive, read)
+    }
+
+    fn message<M>(
+        &mut self,
+        mut receive: impl FnMut(&mut End, &mut Incoming) -> Poll<io::Result<usize>>,
+        read: impl FnOnce(Message<'_>) -> Result<M, ChannelError>,
+    ) -> Poll<Result<Option<M>, ChannelError>> {
         let Self { end, incoming, .. } = self;
         loop {
             if let Some(message) = incoming.next() {
-                return message.and_then(decode);
+                return Poll::Ready(message.and_then(read).map(Some));
             }
             if incoming.ended {
-                return incoming.end();
+                return Poll::Ready(incoming.end());
             }
-            let received = end.block(|socket| incoming.receive(socket));
+            let received = ready!(receive(end, incoming));
             incoming.ended |= received.map_err(ChannelError::io)? == 0;
         }
+    }
+
+    pub(super) fn end(&self) -> &End {
+        &self.end
     }
 }
 
 /// A whole message.
-enum Message<'a> {
+pub(super) enum Message<'a> {
     /// One of many.
     Among(&'a [u8]),
     /// A large one, which need not be copied.
     Alone(bytes::Bytes),
 }
 
+impl Message<'_> {
+    pub(super) fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Among(bytes) => bytes,
+            Self::Alone(bytes) => bytes,
+        }
+    }
+}
+
 /// Decodes a message. Its bytes are input.
-fn decode<T: DeserializeOwned>(message: Message<'_>) -> Result<Option<T>, ChannelError> {
+pub(super) fn decode<T: DeserializeOwned>(message: Message<'_>) -> Result<T, ChannelError> {
     let decoded = match message {
         Message::Among(bytes) => beside::decoding(bytes::Bytes::new(), None, || payload::decode_caught(bytes)),
         Message::Alone(bytes) => beside::decoding(bytes.clone(), None, || payload::decode_caught(&bytes)),
     };
-    decoded.map(Some).map_err(|e| match e {
-        CodecError::Invalid(why) => ChannelError::Decode(why),
+    decoded.map_err(|e| match e {
         CodecError::TooLarge { size, limit } => ChannelError::TooLarge { size, limit },
+        e => ChannelError::Decode(e.to_string()),
     })
 }
 

@@ -27,7 +27,8 @@ use crate::{
 
 /// Sends messages to the [`Receiver`](crate::Receiver) of its [`channel`](crate::channel), in any process.
 ///
-/// Dropped, it ends the channel: the receiver gets what was sent, then `None`.
+/// Dropped, it ends the channel: the receiver gets what was sent, then `None`. Of what was [fed](Sender::feed) it gets what
+/// goes at once; [`flush`](Sender::flush) first.
 pub struct Sender<T> {
     end: End,
     limit: u32,
@@ -63,7 +64,7 @@ impl<T> Sender<T> {
         poll_fn(|context| self.poll_flush(context)).await
     }
 
-    fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<Result<(), ChannelError>> {
+    pub(super) fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<Result<(), ChannelError>> {
         let Self { end, unsent, .. } = self;
         if unsent.is_empty() {
             return Poll::Ready(Ok(()));
@@ -126,11 +127,13 @@ impl<T: Serialize> Sender<T> {
     /// # Errors
     ///
     /// [`ChannelError`]: the receiver is gone, or the message does not encode or is too large; then nothing of it was sent.
+    /// [`ChannelError::Io`] is what the system says if it is waited for, which takes a descriptor; this message may then go
+    /// out before the next one.
     ///
     /// # Cancel safety
     ///
     /// If the future is dropped, the message was not sent, or it goes out before the next one: never a part of it, unless
-    /// the sender is dropped too, in the middle of a message that is larger than the system's buffer.
+    /// the sender is dropped too while the channel is full. Then the receiver gets [`ChannelError::Truncated`].
     ///
     /// ```
     /// use tokio_run_in_process::{ChannelError, block_on, channel};
@@ -151,7 +154,8 @@ impl<T: Serialize> Sender<T> {
     }
 
     /// Takes a message that need not go at once: several are sent together, with the next [`flush`](Self::flush) or when
-    /// they are many. For many small messages.
+    /// they are many. For many small messages. End with a [`flush`](Self::flush): of what is left when the sender is
+    /// dropped only that goes out which need not wait, and the rest is lost.
     ///
     /// # Errors
     ///
@@ -201,13 +205,26 @@ impl<T: Serialize> Sender<T> {
         end.block(|socket| unsent.send(socket)).map_err(ChannelError::io)
     }
 
-    fn accept(&mut self, message: &T) -> Result<(), ChannelError> {
+    /// Sends what goes without waiting, and says whether that is all.
+    pub(super) fn flush_now(&mut self) -> Result<bool, ChannelError> {
+        let Self { end, unsent, .. } = self;
+        match end.now(|socket| unsent.send(socket)) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            sent => sent.map(|()| true).map_err(ChannelError::io),
+        }
+    }
+
+    pub(super) fn end(&self) -> &End {
+        &self.end
+    }
+
+    pub(super) fn accept(&mut self, message: &T) -> Result<(), ChannelError> {
         let mut rope = Rope::from(vec![0; 4]);
         let limit = u64::from(self.limit);
         let (encoded, _) = beside::encoding(false, || payload::encode_into(message, &mut rope, limit));
         encoded.map_err(|e| match e {
-            CodecError::Invalid(why) => ChannelError::Encode(why),
             CodecError::TooLarge { size, limit } => ChannelError::TooLarge { size, limit },
+            e => ChannelError::Encode(e.to_string()),
         })?;
         let length = u32::try_from(rope.len() - 4).unwrap_or(u32::MAX);
         rope.head_mut()[..4].copy_from_slice(&length.to_le_bytes());

@@ -249,6 +249,19 @@ pub(crate) fn wait_writable(fd: RawFd, timeout: Option<Duration>) -> io::Result<
     wait_for(fd, libc::POLLOUT, timeout)
 }
 
+/// Waits until the one can be read or the other written to.
+pub(crate) fn wait_either(read: RawFd, write: RawFd) -> io::Result<()> {
+    let poll = |fd, events| libc::pollfd { fd, events, revents: 0 };
+    let mut polls = [poll(read, libc::POLLIN), poll(write, libc::POLLOUT)];
+    loop {
+        // SAFETY: two live pollfds.
+        match check(unsafe { libc::poll(polls.as_mut_ptr(), 2, -1) }) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            polled => return polled.map(drop),
+        }
+    }
+}
+
 fn wait_for(fd: RawFd, events: libc::c_short, timeout: Option<Duration>) -> io::Result<bool> {
     // A time that the clock cannot hold is no limit.
     let deadline = timeout.and_then(|timeout| std::time::Instant::now().checked_add(timeout));

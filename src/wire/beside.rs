@@ -4,7 +4,7 @@
 //! of this thread while its value is encoded, and writes where it is; decoded, it takes it from there. Outside of that,
 //! with another codec or in another place than a task's arguments, such a type says that it cannot travel.
 
-use std::{cell::RefCell, os::fd::OwnedFd, sync::Arc};
+use std::{cell::RefCell, io, os::fd::OwnedFd, sync::Arc};
 
 use bytes::Bytes;
 
@@ -25,6 +25,8 @@ struct Scope {
     piece: Option<Bytes>,
     /// Descriptors that go along; `None` where none can.
     outgoing: Option<Vec<Passed>>,
+    /// The system's word why a descriptor could not be copied.
+    failure: Option<i32>,
     /// What is being decoded.
     source: Bytes,
     /// Descriptors that came along; `None` where none can.
@@ -114,6 +116,21 @@ pub(crate) fn leave_fd(passed: Passed) -> Result<u32, &'static str> {
         fds.push(passed);
         Ok(u32::try_from(fds.len() - 1).unwrap_or(u32::MAX))
     })
+}
+
+/// The system refused a copy of a descriptor: the encoding ends with this text, and the error is known as what it is.
+pub(crate) fn fail(error: io::Error) -> io::Error {
+    SCOPE.with_borrow_mut(|scope| {
+        if let Some(scope) = scope {
+            scope.failure = error.raw_os_error();
+        }
+    });
+    error
+}
+
+/// Why the encoding failed, if the system refused something.
+pub(crate) fn failure() -> Option<i32> {
+    SCOPE.with_borrow(|scope| scope.as_ref()?.failure)
 }
 
 /// Takes the descriptor of that number.

@@ -3,7 +3,10 @@
 //! `bincode` 2 with its standard (variable-length) integers. Decoding takes a slice, never a reader, and the slice must
 //! be used up to its last byte.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    fmt, io,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
 
 use bincode::error::DecodeError;
 use serde::{Serialize, de::DeserializeOwned};
@@ -17,6 +20,18 @@ pub(crate) enum CodecError {
     Invalid(String),
     /// The encoded value would be larger than the limit.
     TooLarge { size: u64, limit: u64 },
+    /// The system refused what a value needs to be encoded: a copy of its descriptor.
+    System(i32),
+}
+
+impl fmt::Display for CodecError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Invalid(reason) => f.write_str(reason),
+            Self::TooLarge { size, limit } => write!(f, "{size} bytes where {limit} are allowed"),
+            Self::System(errno) => io::Error::from_raw_os_error(*errno).fmt(f),
+        }
+    }
 }
 
 /// Pieces below this are copied: that costs less than to keep track of them.
@@ -28,7 +43,7 @@ pub(crate) fn encode_into<T: Serialize + ?Sized>(value: &T, out: &mut Rope, limi
     let encoded = bincode::serde::encode_into_writer(value, &mut writer, bincode::config::standard());
     let size = writer.size;
     match encoded {
-        Err(e) => Err(CodecError::Invalid(message(&e))),
+        Err(e) => Err(beside::failure().map_or_else(|| CodecError::Invalid(message(&e)), CodecError::System)),
         Ok(()) if size > limit => Err(CodecError::TooLarge { size, limit }),
         Ok(()) => Ok(()),
     }
@@ -46,6 +61,12 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError>
         }
         Err(e) => Err(CodecError::Invalid(reason(e))),
     }
+}
+
+/// The number that an encoded tuple begins with.
+pub(crate) fn first_number(bytes: &[u8]) -> Option<u64> {
+    let first = bincode::serde::decode_from_slice::<u64, _>(bytes, bincode::config::standard());
+    first.ok().map(|(number, _)| number)
 }
 
 /// The same where a panic of the value's `Deserialize` is an error like any other: who wrote the bytes may have meant to

@@ -81,6 +81,8 @@ pub(crate) fn call(entry: u64, arguments: Arguments) -> Terminal<Rope> {
     let called = catch_unwind(AssertUnwindSafe(|| {
         task.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()))
     }));
+    // What it was given `Shared` and did not keep: every worker would have it.
+    crate::pass::let_go();
     match called {
         Ok(Poll::Ready(Ok(rope))) => Terminal::Returned(rope),
         Ok(Poll::Ready(Err(failure))) => Terminal::Failed(failure),

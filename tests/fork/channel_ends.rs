@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Deserializer, Serialize};
-use tokio_run_in_process::{ChannelError, Receiver, Sender, channel, open_in_process};
+use tokio_run_in_process::{ChannelError, Error, Receiver, Sender, channel, open_in_process, run_in_process};
 
 use crate::oracle::undisturbed;
 
 crate::cases![
     a_flood_leaves_room_for_others,
     a_descriptor_too_few_for_a_while,
+    an_end_that_cannot_be_copied_now_can_later,
     a_receiver_that_left_without_reading_is_gone,
     what_comes_from_the_wrong_side_is_no_end,
     a_message_whose_decoding_panics_is_skipped,
@@ -72,6 +73,30 @@ fn a_descriptor_too_few_for_a_while() {
         });
         sent.unwrap();
         assert_eq!(received.unwrap(), Some(8));
+    });
+}
+
+fn an_end_that_cannot_be_copied_now_can_later() {
+    undisturbed(|| async {
+        let (mut sender, receiver) = channel::<u8>().unwrap();
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, 64, hard).unwrap();
+        let taken: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
+        let takes = async |mut receiver: Receiver<u8>| receiver.recv().await.unwrap();
+        let refused = run_in_process(takes, receiver).await;
+        setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+        drop(taken);
+        let error = refused.unwrap_err();
+        let source = match &error {
+            Error::Spawn { source, .. } => source.raw_os_error(),
+            _ => None,
+        };
+        assert_eq!(source, Some(libc::EMFILE), "{error:?}");
+        assert!(error.is_retryable());
+        assert!(matches!(sender.send(1).await, Err(ChannelError::Closed)), "the end was given away");
+        let (mut sender, receiver) = channel::<u8>().unwrap();
+        sender.send(7).await.unwrap();
+        assert_eq!(run_in_process(takes, receiver).await.unwrap(), Some(7));
     });
 }
 

@@ -9,6 +9,7 @@ mod abort;
 mod answers;
 mod begun;
 mod bytes;
+mod calls;
 mod cgroups;
 mod channel_ends;
 mod channels;
@@ -92,6 +93,7 @@ fn cases() -> Vec<Case> {
         answers::CASES,
         begun::CASES,
         cgroups::CASES,
+        calls::CASES,
         channel_ends::CASES,
         channels::CASES,
         #[cfg(feature = "smol")]

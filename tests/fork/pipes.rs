@@ -22,6 +22,7 @@ crate::cases![
     d60_what_is_kept_is_the_beginning,
     all_of_the_output_arrives,
     a_reader_that_is_slow_holds_the_worker_up,
+    a_reader_that_lags_behind_leaves_its_thread_to_others,
     a_reader_that_is_dropped_lets_the_worker_go_on,
     stdin_is_written_and_ends,
     stdin_that_nobody_takes_ends_with_wait,
@@ -129,6 +130,23 @@ fn all_of_the_output_arrives() {
         assert!(out == expected && err == expected);
         assert_eq!((stdout.dropped(), stderr.dropped()), (0, 0));
         assert_eq!(process.wait().await.unwrap(), FLOOD);
+    });
+}
+
+fn a_reader_that_lags_behind_leaves_its_thread_to_others() {
+    undisturbed(|| async {
+        let floods = || while std::io::stdout().write_all(&[7; 1 << 16]).is_ok() {};
+        let process = Task::new().stdout(Stdio::piped()).open_blocking(floods, ()).await.unwrap();
+        let mut stdout = tokio::io::BufReader::new(process.take_stdout().unwrap());
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let reads = async {
+            while Instant::now() < deadline {
+                assert_eq!(stdout.read_u8().await.unwrap(), 7);
+            }
+        };
+        let given_up = tokio::time::timeout(Duration::from_millis(50), reads).await;
+        assert!(given_up.is_err(), "it kept the thread");
+        drop((stdout, process));
     });
 }
 

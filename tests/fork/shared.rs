@@ -26,6 +26,7 @@ crate::cases![
     a_worker_cannot_write_it,
     its_maker_may_let_go_of_it,
     workers_let_go_of_it_after_a_task,
+    a_generation_has_what_its_preload_kept,
     none_is_made_at_the_limit_of_descriptors,
     a_builder_is_filled_in_place;
     60 => a_hundred_tasks_have_one_copy,
@@ -189,6 +190,18 @@ fn its_maker_may_let_go_of_it() {
 fn mapped_memory(pid: u32) -> usize {
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
     maps.lines().filter(|line| line.contains("/memfd:tokio") || line.contains("/dev/shm/trip")).count()
+}
+
+fn a_generation_has_what_its_preload_kept() {
+    undisturbed(|| async {
+        let shared = Shared::new(made(1 << 20)).unwrap();
+        let look = async || mapped_memory(std::process::id());
+        let root = tokio_run_in_process::default_zygote().unwrap();
+        let dropped = root.preload(|a: Shared| a.len(), shared.clone()).await.unwrap();
+        assert_eq!(dropped.run_in_process(look, ()).await.unwrap(), 0);
+        let kept = root.preload(|a: Shared, b: Shared| (a, b.len()), (shared.clone(), shared)).await.unwrap();
+        assert_eq!(kept.run_in_process(look, ()).await.unwrap(), 1);
+    });
 }
 
 fn workers_let_go_of_it_after_a_task() {

@@ -7,13 +7,14 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
 };
 
 use tokio::{
     io::{AsyncRead, ReadBuf},
     net::unix::pipe,
     sync::Notify,
+    task::coop::poll_proceed,
 };
 
 use super::super::{driver::Driver, race::race, worker::Worker};
@@ -241,14 +242,14 @@ impl PipeReader {
 
 impl AsyncRead for PipeReader {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        // Who reads more slowly than the worker writes never waits, and would keep the thread.
+        let turn = ready!(poll_proceed(context));
         let mut buffer = self.output.buffer();
-        if buffer.bytes.is_empty() {
-            if buffer.ended {
-                return Poll::Ready(Ok(()));
-            }
+        if buffer.bytes.is_empty() && !buffer.ended {
             buffer.reader = Some(context.waker().clone());
             return Poll::Pending;
         }
+        turn.made_progress();
         let (front, _) = buffer.bytes.as_slices();
         let n = front.len().min(out.remaining());
         out.put_slice(&front[..n]);
