@@ -20,8 +20,8 @@ use crate::{
 pub(super) struct BareJob {
     pub(super) name: Arc<str>,
     pub(super) parcel: Parcel,
-    /// Its worker says that it executes: our copies of its descriptors are closed then.
-    pub(super) gives_away: bool,
+    /// Its worker says that it executes: our copies of its descriptors are closed then, and its bytes freed.
+    pub(super) announces: bool,
     pub(super) result_limit: u64,
 }
 
@@ -42,12 +42,14 @@ impl BareJob {
         let (encoded, passed) = beside::encoding(true, || payload::encode_into(arguments, &mut rope, argument_limit));
         encoded.map_err(|e| Error::encode(task(), e))?;
         let arguments = (rope.len() - HEADER_SIZE) as u64;
-        let gives_away = passed.iter().any(|passed| passed.owned);
+        let owned = passed.iter().any(|passed| passed.owned);
         let fds: Vec<_> = passed.into_iter().map(|passed| passed.fd).collect();
-        let (quiet, options, host) = (!gives_away, 0, Host::Tokio);
+        let (number, options, host) = (fds.len() as u16, 0, Host::Tokio);
+        let mut parcel = Parcel::new(rope, fds);
+        let announces = owned || parcel.is_large();
         let header =
-            Header { fds: fds.len() as u16, quiet, entry: entry.address(), options, arguments, host, result_limit };
-        rope.head_mut()[..HEADER_SIZE].copy_from_slice(&header.encode());
-        Ok(Self { name, parcel: Parcel::new(rope, fds), gives_away, result_limit })
+            Header { fds: number, quiet: !announces, entry: entry.address(), options, arguments, host, result_limit };
+        parcel.head_mut()[..HEADER_SIZE].copy_from_slice(&header.encode());
+        Ok(Self { name, parcel, announces, result_limit })
     }
 }

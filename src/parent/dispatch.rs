@@ -80,7 +80,8 @@ impl Prepared {
     /// [`word`]: super::word
     pub(super) fn job_may_be_quiet(&mut self) {
         // A timeout counts from the start of execution.
-        if self.job.limits.running.is_some() || self.job.gives_away || !socket::knows_what_is_read() {
+        let Job { limits, gives_away, parcel, .. } = &*self.job;
+        if limits.running.is_some() || *gives_away || parcel.is_large() || !socket::knows_what_is_read() {
             return;
         }
         let inner = &self.zygote.0;

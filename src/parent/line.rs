@@ -114,7 +114,10 @@ impl Line {
 
     /// The task executes.
     pub(super) fn begins(&self) {
-        self.job.parcel.let_go();
+        // A worker that says so before it has everything is not to be believed.
+        if self.is_sent() {
+            self.job.parcel.let_go();
+        }
         if !self.worker.status.borrow().started {
             self.driver.tell(self.worker.id, Event::Executing);
             // What it said of itself came before that, so if its zygote is lost later it is looked at then. And it is now,

@@ -3,7 +3,7 @@
 use std::{
     fmt, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use crate::{
@@ -14,23 +14,40 @@ use crate::{
 /// To free so many bytes takes milliseconds.
 const MUCH: usize = 32 << 20;
 
-/// Can be sent again, to another worker, until its descriptors were let go.
+/// So many bytes are not kept for as long as their task runs, so its worker says when it has them.
+const LARGE: usize = 4 << 20;
+
+/// Can be sent again, to another worker, until it was let go.
 pub(super) struct Parcel {
+    len: usize,
+    load: Mutex<Load>,
+}
+
+#[derive(Default)]
+struct Load {
     rope: Rope,
-    fds: Mutex<Vec<Arc<OwnedFd>>>,
+    fds: Vec<Arc<OwnedFd>>,
 }
 
 impl Parcel {
     pub(super) fn new(rope: Rope, fds: Vec<Arc<OwnedFd>>) -> Self {
-        Self { rope, fds: Mutex::new(fds) }
+        Self { len: rope.len(), load: Mutex::new(Load { rope, fds }) }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.rope.len()
+        self.len
+    }
+
+    pub(super) fn is_large(&self) -> bool {
+        self.len > LARGE
     }
 
     pub(super) fn head_mut(&mut self) -> &mut [u8] {
-        self.rope.head_mut()
+        self.load.get_mut().unwrap_or_else(PoisonError::into_inner).rope.head_mut()
+    }
+
+    fn load(&self) -> MutexGuard<'_, Load> {
+        self.load.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends what fits of what is left after `sent` bytes, without waiting, and says how much is sent now. `true`: that is
@@ -57,8 +74,9 @@ impl Parcel {
     }
 
     fn send_some(&self, socket: BorrowedFd<'_>, sent: usize) -> io::Result<usize> {
-        let (slices, count) = self.rope.slices(sent, AT_ONCE);
-        let fds = self.fds.lock().unwrap_or_else(PoisonError::into_inner);
+        let load = self.load();
+        let Load { rope, fds } = &*load;
+        let (slices, count) = rope.slices(sent, AT_ONCE);
         let batches = batches(fds.len(), MAX_FDS);
         // As the worker expects them: one byte for each full message of descriptors, then all the rest.
         let batch = fds.chunks(MAX_FDS).nth(sent).unwrap_or_default();
@@ -69,15 +87,16 @@ impl Parcel {
         socket::send_slices(socket, &slices[..count], &batch, false)
     }
 
-    /// The worker has the descriptors: who waits for the last copy to be closed must not wait for ours.
+    /// The worker has all of it: who waits for the last copy of a descriptor to be closed must not wait for ours, and the
+    /// bytes are of no more use.
     pub(super) fn let_go(&self) {
-        let fds = std::mem::take(&mut *self.fds.lock().unwrap_or_else(PoisonError::into_inner));
+        let load = std::mem::take(&mut *self.load());
         // Not under the lock: to close a descriptor may take a while.
-        drop(fds);
+        drop(load);
     }
 }
 
-impl Drop for Parcel {
+impl Drop for Load {
     /// To free much memory takes long, which a runtime's thread has better uses for.
     fn drop(&mut self) {
         if self.rope.would_free() >= MUCH {

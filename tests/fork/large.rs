@@ -16,10 +16,11 @@ use crate::{
     bytes::{Album, echoes, gives, is_made, made, takes},
     harness::{begin, children, eventually},
     options::spawn_error,
-    oracle::{undisturbed, undisturbed_with},
+    oracle::{scratch, undisturbed, undisturbed_with},
     orphans::Life,
     runtimes::{current_thread, elsewhere},
     tools::{Notes, note},
+    warm::kilobytes,
 };
 
 crate::cases![
@@ -30,9 +31,43 @@ crate::cases![
     d59_a_worker_that_is_killed_while_it_reads_or_writes,
     d59_a_warm_worker_that_is_killed_while_it_reads,
     large_values_both_ways_at_once,
+    arguments_are_not_kept_while_their_task_runs,
     others_go_on_beside_64_megabytes,
     others_go_on_beside_a_gigabyte,
 ];
+
+fn arguments_are_not_kept_while_their_task_runs() {
+    async fn waits(bytes: Bytes, path: String) -> usize {
+        while !std::path::Path::new(&path).exists() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        bytes.len()
+    }
+    const SIZE: usize = 64 << 20;
+    undisturbed(|| async {
+        let go = scratch("go");
+        let pool = Pool::builder().workers(1).build().unwrap();
+        let before = kilobytes(std::process::id());
+        for way in 0..3 {
+            let grown = || kilobytes(std::process::id()) - before;
+            let (bytes, path, pool) = (Bytes::from(made(SIZE)), go.clone(), pool.clone());
+            assert!(grown() > 50_000, "they are here");
+            let task = tokio::spawn(async move {
+                match way {
+                    0 => run_in_process(waits, (bytes, path)).await,
+                    1 => open_in_process(waits, (bytes, path)).await.unwrap().wait().await,
+                    _ => pool.run(waits, (bytes, path)).await,
+                }
+            });
+            eventually("they are with the worker only", || grown() < 20_000).await;
+            assert!(!task.is_finished());
+            std::fs::write(&go, "").unwrap();
+            assert_eq!(task.await.unwrap().unwrap(), SIZE);
+            std::fs::remove_file(&go).unwrap();
+        }
+        drop(pool);
+    });
+}
 
 /// Lets something happen on a runtime of one thread, while another task there wants to act every five milliseconds, and
 /// gives how long that had to wait at most.

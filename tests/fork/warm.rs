@@ -350,7 +350,7 @@ fn a_thousand_stand_and_serve() {
     });
 }
 
-fn kilobytes(pid: u32) -> i64 {
+pub(crate) fn kilobytes(pid: u32) -> i64 {
     status(pid, "VmRSS").unwrap().trim_end_matches(" kB").trim().parse().unwrap()
 }
 

@@ -111,7 +111,7 @@ impl Lane {
             }
         }
         let limit = job.result_limit;
-        let mut reader = if job.gives_away { Reader::new(limit) } else { Reader::of_terminal(limit) };
+        let mut reader = if job.announces { Reader::new(limit) } else { Reader::of_terminal(limit) };
         let mut buffer = vec![0; 2048];
         let mut gone = false;
         loop {
