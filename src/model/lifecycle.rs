@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 
 use super::{Cause, Phase};
 
+/// What a worker that has ended by itself has at least to be gone: its grace period is for one that is ended.
+const LEAVING: Duration = Duration::from_secs(1);
+
 /// The times that bound one task.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -97,6 +100,11 @@ impl Lifecycle {
         self.limits.grace
     }
 
+    /// Whether its task has no outcome yet, and was not asked to end.
+    pub(crate) fn is_under_way(&self) -> bool {
+        matches!(self.stage, Stage::Starting | Stage::Executing)
+    }
+
     /// Whether it was asked to end, and still has its grace period.
     pub(crate) fn is_ending(&self) -> bool {
         self.stage == Stage::Ending
@@ -111,7 +119,7 @@ impl Lifecycle {
             }
             // A worker that has sent its outcome leaves at once; one that does not is helped along (FAULTS row 15).
             (Event::Finished, Stage::Starting | Stage::Executing) => {
-                self.enter(Stage::Leaving, now.checked_add(self.limits.grace))
+                self.enter(Stage::Leaving, now.checked_add(self.limits.grace.max(LEAVING)))
             }
             (Event::Violated, Stage::Starting | Stage::Executing | Stage::Ending) => self.kill(),
             (Event::End(cause), Stage::Starting | Stage::Executing) => self.terminate(cause, now),

@@ -364,7 +364,9 @@ impl Conversation {
         // Before the words: a worker that leaves its job unread says so there before its job is gone.
         let read = self.line.is_read(self.stream.as_ref());
         let words = self.drain();
-        if read && !self.unread && !self.revoked {
+        // One that could not be set up says so, and not how old its task is.
+        let begun = !matches!(words, Some(Ok(_))) || self.line.dated;
+        if read && begun && !self.unread && !self.revoked {
             self.line.begins();
         }
         words

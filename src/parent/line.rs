@@ -207,6 +207,8 @@ impl Line {
             }
             Err(Unwatched::NoReactor) => Error::NoReactor { task: task() },
         };
+        let outcome = if matches!(error, Error::ShutDown) { Outcome::Cancelled } else { Outcome::Failed };
+        self.zygote.counters.finished(outcome);
         // The socket is closed by now, which ends a worker that runs already.
         self.driver.roster().leave(self.worker.id, None);
         self.driver.tell(self.worker.id, Event::End(Cause::Dropped));

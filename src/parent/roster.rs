@@ -321,6 +321,12 @@ impl Roster {
         self.ids_where(|record| Arc::ptr_eq(&record.zygote, zygote))
     }
 
+    /// How many of these have a task that is neither done nor told to end.
+    pub(super) fn under_way(&self, ids: &[WorkerId]) -> usize {
+        let records = ids.iter().filter_map(|id| self.records.get(id));
+        records.filter(|record| record.life.is_under_way()).count()
+    }
+
     /// The longest grace period of the workers with a task of a handle, if there are any.
     pub(super) fn longest_grace(&self, zygote: &Arc<Inner>) -> Option<Duration> {
         let of_it = self.records.values().filter(|record| Arc::ptr_eq(&record.zygote, zygote));

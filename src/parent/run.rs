@@ -22,6 +22,9 @@ type BoxFuture<T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send>>;
 
 /// The future of [`run_in_process`](crate::run_in_process) and its like: runs the task when it is polled, and ends it
 /// when it is dropped.
+///
+/// Once polled it has its turn, or waits for it: left alone then, it keeps the place that it has or gets
+/// ([`max_processes`](crate::ZygoteBuilder::max_processes)) from others. Await it, drop it, or have it polled by a task.
 #[must_use = "futures do nothing unless they are awaited"]
 pub struct Run<T>(BoxFuture<T>);
 

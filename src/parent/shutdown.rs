@@ -76,7 +76,7 @@ impl Zygote {
         let mut ended = 0;
         if let Either::Second(()) = race(inner.until_idle(driver), timer(Instant::now().checked_add(limit))).await {
             let ids = driver.roster().ids(inner);
-            ended = ids.len();
+            ended = driver.roster().under_way(&ids);
             ids.iter().for_each(|&id| driver.tell(id, Event::End(Cause::Shutdown)));
             // Each is killed at the end of its grace period. Where somebody stopped the zygote, nobody says that it is gone.
             let killed = driver.roster().last_kill(&ids, Instant::now());

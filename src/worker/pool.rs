@@ -40,6 +40,8 @@ pub(super) async fn serve(initializer: BoxedTask) -> Encoded {
     initializer.await?;
     let setup = |errno| Failure::Setup { what: "read a job of the pool".to_owned(), errno };
     let line = LINE.lock().unwrap_or_else(PoisonError::into_inner).take().ok_or_else(|| setup(libc::ENOTCONN))?;
+    // From here on it may be given tasks. If nobody is there to hear it, the first read says so.
+    let _ = socket::send_all(line.as_fd(), &frame::executing(process::pid()));
     loop {
         // A signal that comes while it is idle ends it at once, and not the task that comes next: one that is not read goes
         // to another worker. In this order, or a signal in between would be missed.

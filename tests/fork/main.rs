@@ -51,6 +51,7 @@ mod pool;
 mod pool_ends;
 mod pool_room;
 mod pool_tasks;
+mod pool_waits;
 mod pool_worker;
 mod preload;
 mod preload_fds;
@@ -137,6 +138,7 @@ fn cases() -> Vec<Case> {
         pool_tasks::CASES,
         #[cfg(feature = "stream")]
         pool_tasks::STREAM_CASES,
+        pool_waits::CASES,
         pool_worker::CASES,
         preload::CASES,
         preload_fds::CASES,

@@ -57,14 +57,14 @@ impl PoolBuilder {
         self
     }
 
-    /// How long a task may wait for a worker. Then its outcome is [`Error::TimedOut`] in the phase `Queued`. Default: no
+    /// How long a task may wait for a worker, with the time that a new one takes to be initialized. Then its outcome is [`Error::TimedOut`] in the phase `Queued`. Default: no
     /// limit.
     pub fn queue_timeout(mut self, limit: Duration) -> Self {
         self.config.queue_timeout = Some(limit);
         self
     }
 
-    /// How long a task may run. Then its worker is ended and its outcome is [`Error::TimedOut`]. Default: no limit.
+    /// How long a task may run, from when a worker has it that is initialized. Then its worker is ended and its outcome is [`Error::TimedOut`]. Default: no limit.
     pub fn task_timeout(mut self, limit: Duration) -> Self {
         self.config.task_timeout = Some(limit);
         self
@@ -101,7 +101,7 @@ impl PoolBuilder {
     }
 
     /// What every new worker does first: loads a model into a static, opens a connection. If it panics, the task that
-    /// needed the worker has that as its outcome.
+    /// needed the worker has that as its outcome. If that task is given up first, so is the worker.
     ///
     /// ```
     /// use std::sync::OnceLock;

@@ -9,22 +9,23 @@ use std::{
 use bytes::Bytes;
 use tokio::runtime::{Handle, Id};
 
-use super::super::{
-    bare::BareJob,
-    conversation::NO_ROOM,
-    driver::{self, Driver},
-    process::Process,
-    race::{Either, race},
-    task::Task,
-    warm::job_socket,
-    worker::Status,
+use super::{
+    super::{
+        bare::BareJob,
+        conversation::NO_ROOM,
+        driver::{self, Driver},
+        process::Process,
+        race::{Either, race},
+        warm::job_socket,
+        worker::Status,
+    },
+    builder::Config,
 };
 use crate::{
     error::{Coded, Error, TaskId},
     model::{Failure, Terminal},
     pass::stream::{Stream, Unwatched},
     sys::socket,
-    task::Entry,
     wire::frame::{Frame, Reader},
 };
 
@@ -52,16 +53,42 @@ pub(super) enum LaneError {
 }
 
 impl Lane {
-    pub(super) async fn start(worker: &Task, name: &Arc<str>, initializer: Entry) -> Result<Self, Error> {
+    /// A new worker, once it is initialized. `name`: of the task that it is for, for errors.
+    pub(super) async fn start(pool: &Config, name: &Arc<str>) -> Result<Self, Error> {
         let failed = |source| Error::Spawn {
-            task: TaskId { name: name.clone(), pid: None },
+            task: TaskId { name: pool.name.clone(), pid: None },
             step: "make a socket pair".to_owned(),
             source: Arc::new(source),
         };
         let driver = driver::get().map_err(failed)?;
         let (ours, theirs) = job_socket().map_err(failed)?;
-        let process = worker.open_pool(initializer, theirs).await?;
-        Ok(Self { process, line: Line::Unwatched(ours), driver, served: 0 })
+        let process = pool.worker.open_pool(pool.initializer, theirs).await?;
+        let mut lane = Self { process, line: Line::Unwatched(ours), driver, served: 0 };
+        match lane.hears_that_it_is_initialized(name).await {
+            Ok(()) => Ok(lane),
+            Err(LaneError::Ended(error)) => Err(error),
+            Err(LaneError::Unread) => Err(lane.never_began(name).await),
+        }
+    }
+
+    async fn hears_that_it_is_initialized(&mut self, name: &Arc<str>) -> Result<(), LaneError> {
+        let (mut reader, mut buffer) = (Reader::new(0), [0; 64]);
+        loop {
+            let (process, stream) = self.watch(false, name)?;
+            let n = match race(stream.read(&mut buffer), process.wait_until(is_gone)).await {
+                Either::First(Ok(n)) if n > 0 => n,
+                Either::First(Err(e)) if tokio::runtime::is_rt_shutdown_err(&e) => {
+                    return Err(LaneError::Ended(Error::ShutDown));
+                }
+                Either::First(_) | Either::Second(_) => return Err(LaneError::Unread),
+            };
+            match reader.next(&mut &buffer[..n]) {
+                Ok(None) => {}
+                Ok(Some(Frame::Executing { .. })) => return Ok(()),
+                Ok(Some(Frame::Terminal(..))) => return Err(LaneError::Unread),
+                Err(reason) => return Err(LaneError::Ended(Error::Protocol { task: self.task_id(name), reason })),
+            }
+        }
     }
 
     pub(super) fn served(&self) -> u64 {
@@ -92,7 +119,7 @@ impl Lane {
             Line::Lost => return Err(LaneError::Unread),
         };
         if matches!(tried, Ok(false)) || matches!(&tried, Err(e) if e.kind() == io::ErrorKind::WouldBlock) {
-            let (process, stream) = self.watch(true, job)?;
+            let (process, stream) = self.watch(true, &job.name)?;
             let write = stream.write(|socket| job.parcel.send(socket, &mut sent));
             tried = match race(write, process.wait_until(is_gone)).await {
                 Either::First(wrote) => wrote.map(|()| true),
@@ -106,7 +133,7 @@ impl Lane {
             }
             // The worker is there, and would be waited for in vain.
             Err(e) => {
-                let (task, step) = (self.task_id(job), "send its job".to_owned());
+                let (task, step) = (self.task_id(&job.name), "send its job".to_owned());
                 return Err(LaneError::Ended(Error::Spawn { task, step, source: Arc::new(e) }));
             }
         }
@@ -115,7 +142,7 @@ impl Lane {
         let mut buffer = vec![0; 2048];
         let mut gone = false;
         loop {
-            let (process, stream) = self.watch(false, job)?;
+            let (process, stream) = self.watch(false, &job.name)?;
             let read = if gone {
                 // What it said before is there.
                 let received = socket::receive(stream.as_fd(), &mut buffer, &mut Vec::new(), false);
@@ -140,7 +167,7 @@ impl Lane {
                 Ok((0, _)) => return Err(self.ended(&io::ErrorKind::UnexpectedEof.into(), job).await),
                 Ok((_, n)) => n,
                 Err(e) if e.kind() == io::ErrorKind::OutOfMemory => {
-                    let (task, reason) = (self.task_id(job), NO_ROOM.to_owned());
+                    let (task, reason) = (self.task_id(&job.name), NO_ROOM.to_owned());
                     return Err(LaneError::Ended(Error::Decode { task, what: Coded::Result, reason }));
                 }
                 Err(e) => return Err(self.ended(&e, job).await),
@@ -154,14 +181,16 @@ impl Lane {
                         self.served += 1;
                         return Ok(self.outcome(terminal, job));
                     }
-                    Err(reason) => return Err(LaneError::Ended(Error::Protocol { task: self.task_id(job), reason })),
+                    Err(reason) => {
+                        return Err(LaneError::Ended(Error::Protocol { task: self.task_id(&job.name), reason }));
+                    }
                 }
             }
         }
     }
 
     /// The line, watched by the runtime that polls this, or else by the driver's, in the direction asked for.
-    fn watch(&mut self, writing: bool, job: &BareJob) -> Result<(&Process<()>, &mut Stream), LaneError> {
+    fn watch(&mut self, writing: bool, name: &Arc<str>) -> Result<(&Process<()>, &mut Stream), LaneError> {
         let current = Handle::try_current().ok();
         let id = current.as_ref().map_or_else(|| self.driver.runtime_id(), Handle::id);
         let fits = matches!(&self.line, Line::Watched(stream, by) if *by == id && stream.is_writing() == writing);
@@ -175,7 +204,7 @@ impl Lane {
             let watched = if current.is_some() { register() } else { self.driver.enter(register) };
             self.line = Line::Watched(
                 watched.map_err(|unwatched| {
-                    let task = TaskId { name: job.name.clone(), pid: Some(self.process.pid()) };
+                    let task = TaskId { name: name.clone(), pid: Some(self.process.pid()) };
                     LaneError::Ended(match unwatched {
                         Unwatched::NoReactor => Error::NoReactor { task },
                         Unwatched::Io(e) => {
@@ -192,8 +221,20 @@ impl Lane {
         }
     }
 
-    fn task_id(&self, job: &BareJob) -> TaskId {
-        TaskId { name: job.name.clone(), pid: Some(self.process.pid()) }
+    fn task_id(&self, name: &Arc<str>) -> TaskId {
+        TaskId { name: name.clone(), pid: Some(self.process.pid()) }
+    }
+
+    /// What became of a worker that never came to its first job: its initializer, most likely. Others would fare the same.
+    async fn never_began(&self, name: &Arc<str>) -> Error {
+        let task = self.task_id(name);
+        match self.process.wait().await {
+            Err(Error::Exited { .. } | Error::Signaled { .. }) => {
+                Error::EndedEarly { task, status: self.process.exited().await.0 }
+            }
+            Err(error) => error.about(task),
+            Ok(()) => Error::Protocol { task, reason: "it left without an answer".to_owned() },
+        }
     }
 
     /// The line ended: how the worker did is the task's outcome.
@@ -207,24 +248,16 @@ impl Lane {
             if self.served > 0 {
                 return LaneError::Unread;
             }
-            // A new worker that never came to its first job: its initializer, most likely. Others would fare the same.
-            let task = self.task_id(job);
-            return LaneError::Ended(match self.process.wait().await {
-                Err(Error::Exited { .. } | Error::Signaled { .. }) => {
-                    Error::EndedEarly { task, status: self.process.exited().await.0 }
-                }
-                Err(error) => error.about(task),
-                Ok(()) => Error::Protocol { task, reason: "it left without an answer".to_owned() },
-            });
+            return LaneError::Ended(self.never_began(&job.name).await);
         }
         LaneError::Ended(match self.process.wait().await {
-            Err(error) => error.about(self.task_id(job)),
-            Ok(()) => Error::Protocol { task: self.task_id(job), reason: "it left without an answer".to_owned() },
+            Err(error) => error.about(self.task_id(&job.name)),
+            Ok(()) => Error::Protocol { task: self.task_id(&job.name), reason: "it left without an answer".to_owned() },
         })
     }
 
     fn outcome(&self, terminal: Terminal<Bytes>, job: &BareJob) -> Result<Bytes, Error> {
-        let task = || self.task_id(job);
+        let task = || self.task_id(&job.name);
         Err(match terminal {
             Terminal::Returned(bytes) => return Ok(bytes),
             Terminal::Panicked(report) => Error::Panicked { task: task(), report: Arc::from(report) },

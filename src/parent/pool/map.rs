@@ -80,6 +80,9 @@ impl<T> Map<T> {
 
     /// How many items are under way at a time, at most.
     ///
+    /// They hold workers until this is asked for results: a task of the same pool that is awaited between two results may
+    /// wait for ever unless there are more workers than that.
+    ///
     /// # Panics
     ///
     /// If `most` is 0.

@@ -22,7 +22,7 @@ use std::{
 
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 
 use self::{
     builder::Config,
@@ -95,6 +95,8 @@ struct Inner {
     waiting: AtomicUsize,
     /// When somebody else had his turn last, while tasks waited for a lane.
     last_turn: Mutex<Instant>,
+    /// Dropped with it, which whoever watches over it hears.
+    _end: watch::Sender<()>,
 }
 
 impl Inner {
@@ -111,16 +113,29 @@ impl Inner {
         })
     }
 
-    /// A job's turn and a lane for it, within the time that it may wait for that.
-    async fn turn(&self, job: &BareJob) -> Result<(SemaphorePermit<'_>, Lane), Error> {
-        let turn = async {
-            let permit = self.permits.acquire().await.map_err(|_| Error::ShutDown)?;
-            Ok((permit, self.lane().await?))
-        };
-        let Some(limit) = self.config.queue_timeout else { return turn.await };
-        let timer = self.driver(&self.config.name)?.enter(|| tokio::time::sleep(limit));
-        match race(turn, timer).await {
-            Either::First(turn) => turn,
+    /// A job's turn, which a shutdown takes from those that wait for it.
+    async fn turn(&self) -> Result<SemaphorePermit<'_>, Error> {
+        if let Ok(permit) = self.permits.try_acquire() {
+            return Ok(permit);
+        }
+        match race(self.permits.acquire(), self.zygote.0.is_closed()).await {
+            Either::First(permit) => permit.map_err(|_| Error::ShutDown),
+            Either::Second(()) => Err(Error::ShutDown),
+        }
+    }
+
+    /// What a job waits for, until `since` is too long ago.
+    async fn wait<T>(
+        &self,
+        job: &BareJob,
+        since: Instant,
+        what: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let Some(limit) = self.config.queue_timeout else { return what.await };
+        let left = limit.saturating_sub(since.elapsed());
+        let timer = self.driver(&self.config.name)?.enter(|| tokio::time::sleep(left));
+        match race(what, timer).await {
+            Either::First(done) => done,
             Either::Second(()) => {
                 let task = TaskId { name: job.name.clone(), pid: None };
                 Err(Error::TimedOut { task, phase: Phase::Queued, limit })
@@ -135,7 +150,9 @@ impl Inner {
         if self.zygote.0.is_closing() {
             return Err(Error::ShutDown);
         }
-        let (_permit, mut lane) = self.turn(job).await?;
+        let since = Instant::now();
+        let turn = async { Ok((self.turn().await?, self.lane(&job.name).await?)) };
+        let (_permit, mut lane) = self.wait(job, since, turn).await?;
         loop {
             taken(lane.pid());
             let outcome = match self.config.task_timeout {
@@ -153,7 +170,7 @@ impl Inner {
             };
             match outcome {
                 // It went before it read the job: another worker will do it, unseen.
-                Err(LaneError::Unread) => lane = self.lane().await?,
+                Err(LaneError::Unread) => lane = self.wait(job, since, self.lane(&job.name)).await?,
                 // The worker is gone or of no use; dropped with its lane.
                 Err(LaneError::Ended(error)) => return Err(error),
                 Ok(outcome) => {
@@ -193,11 +210,12 @@ impl Pool {
         let idle_timeout = config.idle_timeout;
         let (idle, freed, waiting) = (Mutex::default(), Notify::new(), AtomicUsize::new(0));
         let last_turn = Mutex::new(Instant::now());
-        let inner = Arc::new(Inner { zygote, config, permits, idle, freed, waiting, last_turn });
+        let (_end, ended) = watch::channel(());
+        let inner = Arc::new(Inner { zygote, config, permits, idle, freed, waiting, last_turn, _end });
         let holder: Weak<Inner> = Arc::downgrade(&inner);
         inner.zygote.0.add_holder(holder);
         if let Some(time) = idle_timeout {
-            inner.clone().keep_idle_for(time)?;
+            inner.clone().keep_idle_for(time, ended)?;
         }
         Ok(Self(inner))
     }
@@ -357,7 +375,7 @@ impl Pool {
 
     /// How many workers stand idle.
     pub fn idle_workers(&self) -> usize {
-        self.0.idle().len()
+        self.0.idle().iter().filter(|(lane, _)| lane.makes_room()).count()
     }
 }
 

@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::sync::watch;
+
 use super::{
     super::{
         race::{Either, race},
@@ -40,14 +42,15 @@ impl Holder for Inner {
 }
 
 impl Inner {
-    /// Lets workers go that had no task for so long. On the driver, which is told by the pool's end.
-    pub(super) fn keep_idle_for(self: Arc<Self>, time: Duration) -> Result<(), Error> {
+    /// Lets workers go that had no task for so long, until the pool has `ended`. On the driver.
+    pub(super) fn keep_idle_for(self: Arc<Self>, time: Duration, mut ended: watch::Receiver<()>) -> Result<(), Error> {
         let driver = self.driver(&self.config.name)?;
         let pool = Arc::downgrade(&self);
         drop(self);
         driver.spawn(async move {
             loop {
-                tokio::time::sleep((time / 4).max(Duration::from_millis(1))).await;
+                // It never changes.
+                race(ended.changed(), tokio::time::sleep((time / 4).max(Duration::from_millis(1)))).await;
                 let Some(pool) = pool.upgrade() else { return };
                 let mut idle = pool.idle();
                 let old = idle.partition_point(|(_, since)| since.elapsed() >= time);
@@ -62,11 +65,13 @@ impl Inner {
     /// A lane to use: the one that was used last, or a new one. If there is no room for a new one, there may be none until
     /// a lane of this pool is idle again: whichever comes first. (If somebody else takes the last place just now, he waits
     /// in the queue, and [`put_back`](Self::put_back) makes room.)
-    pub(super) async fn lane(&self) -> Result<Lane, Error> {
+    ///
+    /// `name`: of the task, for errors.
+    pub(super) async fn lane(&self, name: &Arc<str>) -> Result<Lane, Error> {
         if let Some((lane, _)) = self.idle().pop() {
             return Ok(lane);
         }
-        let start = Lane::start(&self.config.worker, &self.config.name, self.config.initializer);
+        let start = Lane::start(&self.config, name);
         if self.zygote.available_processes() > 0 {
             return start.await;
         }

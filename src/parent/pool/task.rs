@@ -5,7 +5,7 @@ use std::{
     future::Future,
     marker::PhantomData,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Weak},
     task::{Context, Poll},
 };
 
@@ -17,6 +17,7 @@ use super::{
         bare::BareJob,
         decode,
         race::{Either, race},
+        zygote,
     },
     Inner,
 };
@@ -52,7 +53,8 @@ struct Seen {
 /// ```
 #[must_use = "dropping it ends the task: keep it or wait for it"]
 pub struct PoolTask<T> {
-    pool: Arc<Inner>,
+    /// Of the pool: not the pool itself, whose workers do not outlive its tasks for a handle that is kept.
+    zygote: Weak<zygote::Inner>,
     name: Arc<str>,
     seen: watch::Receiver<Seen>,
     cancelled: Arc<Notify>,
@@ -87,7 +89,7 @@ impl<T> PoolTask<T> {
         let (tell, seen) = watch::channel(Seen::default());
         let cancelled = Arc::new(Notify::new());
         let task = Self {
-            pool: pool.clone(),
+            zygote: Arc::downgrade(&pool.zygote.0),
             name: job.name.clone(),
             seen,
             cancelled: cancelled.clone(),
@@ -153,7 +155,9 @@ impl<T: DeserializeOwned + Send + 'static> PoolTask<T> {
     ///
     /// Dropping the future changes nothing.
     pub async fn wait(&self) -> Result<T, Error> {
-        self.pool.zygote.0.check_owner()?;
+        if let Some(zygote) = self.zygote.upgrade() {
+            zygote.check_owner()?;
+        }
         let mut seen = self.seen.clone();
         let outcome = seen.wait_for(|seen| seen.outcome.is_some()).await.ok().and_then(|seen| seen.outcome.clone());
         let outcome = outcome.ok_or(Error::ShutDown)?;
