@@ -57,14 +57,15 @@ impl PoolBuilder {
         self
     }
 
-    /// How long a task may wait for a worker, with the time that a new one takes to be initialized. Then its outcome is [`Error::TimedOut`] in the phase `Queued`. Default: no
-    /// limit.
+    /// How long a task may wait for a worker, with the time that a new one takes to be initialized. Then its outcome is
+    /// [`Error::TimedOut`] in the phase `Queued`. Default: no limit.
     pub fn queue_timeout(mut self, limit: Duration) -> Self {
         self.config.queue_timeout = Some(limit);
         self
     }
 
-    /// How long a task may run, from when a worker has it that is initialized. Then its worker is ended and its outcome is [`Error::TimedOut`]. Default: no limit.
+    /// How long a task may run, from when a worker that is initialized has it. Then its worker is ended and its outcome is
+    /// [`Error::TimedOut`]. Default: no limit.
     pub fn task_timeout(mut self, limit: Duration) -> Self {
         self.config.task_timeout = Some(limit);
         self

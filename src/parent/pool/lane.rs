@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     error::{Coded, Error, TaskId},
-    model::{Failure, Terminal},
+    model::{Failure, State, Terminal},
     pass::stream::{Stream, Unwatched},
     sys::socket,
     wire::frame::{Frame, Reader},
@@ -107,6 +107,10 @@ impl Lane {
     /// taken.
     pub(super) fn makes_room(&self) -> bool {
         self.process.holds_a_place()
+    }
+
+    pub(super) fn is_alive(&self) -> bool {
+        self.process.state() != State::Exited
     }
 
     /// Runs one task. Dropped half-way, the lane must not be used again.

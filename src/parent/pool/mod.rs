@@ -210,8 +210,8 @@ impl Pool {
         let idle_timeout = config.idle_timeout;
         let (idle, freed, waiting) = (Mutex::default(), Notify::new(), AtomicUsize::new(0));
         let last_turn = Mutex::new(Instant::now());
-        let (_end, ended) = watch::channel(());
-        let inner = Arc::new(Inner { zygote, config, permits, idle, freed, waiting, last_turn, _end });
+        let (end, ended) = watch::channel(());
+        let inner = Arc::new(Inner { zygote, config, permits, idle, freed, waiting, last_turn, _end: end });
         let holder: Weak<Inner> = Arc::downgrade(&inner);
         inner.zygote.0.add_holder(holder);
         if let Some(time) = idle_timeout {
@@ -375,7 +375,7 @@ impl Pool {
 
     /// How many workers stand idle.
     pub fn idle_workers(&self) -> usize {
-        self.0.idle().iter().filter(|(lane, _)| lane.makes_room()).count()
+        self.0.idle().iter().filter(|(lane, _)| lane.is_alive()).count()
     }
 }
 
