@@ -131,6 +131,12 @@ impl WarmSet {
         falls.chain([self.respite, self.crowded].into_iter().flatten().filter(|&end| end > now)).min()
     }
 
+    /// Whether a time has passed for which those that are missing were to wait. Who looks for another reason than that time
+    /// may be the first to see it, and would be the last.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        [self.respite, self.crowded].into_iter().flatten().any(|end| end <= now)
+    }
+
     /// Orders those that are missing. After an error the next try is a while off. `much`: more tasks are under way than
     /// processors can be at.
     pub(super) fn refill(&mut self, link: &Arc<Link>, much: bool, now: Instant) -> io::Result<()> {
@@ -139,6 +145,7 @@ impl WarmSet {
             return Ok(());
         }
         self.respite = None;
+        self.crowded = self.crowded.filter(|_| lasts(self.crowded));
         for n in 0..self.kinds.len() {
             let kind = &self.kinds[n];
             let missing = kind.demand.target(now).saturating_sub(kind.standing.len());
@@ -184,4 +191,23 @@ pub(super) fn job_socket() -> io::Result<(OwnedFd, OwnedFd)> {
     socket::refuse_fds(&ours);
     fd::set_nonblocking(ours.as_raw_fd(), true)?;
     Ok((ours, theirs))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_respite_that_is_over_is_seen_whoever_looks() {
+        let now = Instant::now();
+        let mut warm = WarmSet::new(1, 1);
+        assert!(!warm.is_due(now));
+        for wait in [WarmSet::failed, WarmSet::was_late] {
+            wait(&mut warm, now);
+            assert_eq!((warm.is_due(now), warm.next(now)), (false, Some(now + RESPITE)));
+            // Nothing is to be waited for any more, so it must be done now.
+            assert_eq!((warm.is_due(now + RESPITE), warm.next(now + RESPITE)), (true, None));
+            (warm.respite, warm.crowded) = (None, None);
+        }
+    }
 }
