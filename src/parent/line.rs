@@ -199,20 +199,19 @@ impl Line {
 
     fn watch(&self, socket: OwnedFd, writing: bool) -> Result<Stream, Error> {
         let task = || self.worker.task_id();
-        let error = match Stream::register(socket, writing) {
+        let refused = Err(match Stream::register(socket, writing) {
             Ok(stream) => return Ok(stream),
             Err(Unwatched::Io(e)) if tokio::runtime::is_rt_shutdown_err(&e) => Error::ShutDown,
             Err(Unwatched::Io(e)) => {
                 Error::Spawn { task: task(), step: "watch the job socket".to_owned(), source: Arc::new(e) }
             }
             Err(Unwatched::NoReactor) => Error::NoReactor { task: task() },
-        };
-        let outcome = if matches!(error, Error::ShutDown) { Outcome::Cancelled } else { Outcome::Failed };
-        self.zygote.counters.finished(outcome);
+        });
+        self.zygote.counters.finished(Outcome::of(&refused));
         // The socket is closed by now, which ends a worker that runs already.
         self.driver.roster().leave(self.worker.id, None);
         self.driver.tell(self.worker.id, Event::End(Cause::Dropped));
-        Err(error)
+        refused
     }
 
     /// Should this not be polled in time, the driver looks for `Executing` itself.

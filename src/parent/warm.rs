@@ -125,27 +125,22 @@ impl WarmSet {
         surplus.collect()
     }
 
-    /// When there is something to do though nothing happens.
+    /// When there is something to do though nothing happens. It may be over already: a respite counts until
+    /// [`refill`](Self::refill) has seen its end, since who looks for another reason orders none.
     pub(super) fn next(&self, now: Instant) -> Option<Instant> {
         let falls = self.kinds.iter().filter_map(|kind| kind.demand.falls_at(now));
-        falls.chain([self.respite, self.crowded].into_iter().flatten().filter(|&end| end > now)).min()
-    }
-
-    /// Whether a time has passed for which those that are missing were to wait. Who looks for another reason than that time
-    /// may be the first to see it, and would be the last.
-    pub(super) fn is_due(&self, now: Instant) -> bool {
-        [self.respite, self.crowded].into_iter().flatten().any(|end| end <= now)
+        falls.chain([self.respite, self.crowded].into_iter().flatten()).min()
     }
 
     /// Orders those that are missing. After an error the next try is a while off. `much`: more tasks are under way than
     /// processors can be at.
     pub(super) fn refill(&mut self, link: &Arc<Link>, much: bool, now: Instant) -> io::Result<()> {
-        let lasts = |end: Option<Instant>| end.is_some_and(|end| end > now);
-        if self.closed || lasts(self.respite) || much && lasts(self.crowded) {
+        for end in [&mut self.respite, &mut self.crowded] {
+            *end = end.filter(|&end| end > now);
+        }
+        if self.closed || self.respite.is_some() || much && self.crowded.is_some() {
             return Ok(());
         }
-        self.respite = None;
-        self.crowded = self.crowded.filter(|_| lasts(self.crowded));
         for n in 0..self.kinds.len() {
             let kind = &self.kinds[n];
             let missing = kind.demand.target(now).saturating_sub(kind.standing.len());
@@ -198,16 +193,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_respite_that_is_over_is_seen_whoever_looks() {
+    fn a_respite_that_is_over_counts_until_it_is_acted_on() {
         let now = Instant::now();
-        let mut warm = WarmSet::new(1, 1);
-        assert!(!warm.is_due(now));
+        let end = now + RESPITE;
+        let mut warm = WarmSet::new(0, 1);
+        let link = Arc::new(Link::new(socket::pair().unwrap().0, None));
+        assert_eq!(warm.next(now), None);
         for wait in [WarmSet::failed, WarmSet::was_late] {
             wait(&mut warm, now);
-            assert_eq!((warm.is_due(now), warm.next(now)), (false, Some(now + RESPITE)));
-            // Nothing is to be waited for any more, so it must be done now.
-            assert_eq!((warm.is_due(now + RESPITE), warm.next(now + RESPITE)), (true, None));
-            (warm.respite, warm.crowded) = (None, None);
+            warm.refill(&link, true, now).unwrap();
+            // Whoever looks, and however late.
+            assert_eq!([warm.next(now), warm.next(end), warm.next(end + RESPITE)], [Some(end); 3]);
+            warm.refill(&link, true, end).unwrap();
+            assert_eq!(warm.next(end), None);
         }
     }
 }

@@ -208,7 +208,7 @@ impl Inner {
     pub(super) fn keep_warm(&self, now: Instant, refill: bool) -> Option<Instant> {
         let mut warm = self.warm();
         let surplus = warm.surplus(now);
-        if refill || warm.is_due(now) {
+        if refill {
             let _ = warm.refill(&self.lineage.link(), self.has_much_to_do(), now);
         }
         let next = warm.next(now);

@@ -241,32 +241,24 @@ pub(crate) fn wait(
 
 /// Waits until a descriptor is readable or `timeout` is over. `false` on timeout.
 pub(crate) fn wait_readable(fd: RawFd, timeout: Option<Duration>) -> io::Result<bool> {
-    wait_for(fd, libc::POLLIN, timeout)
+    wait_for([(fd, libc::POLLIN)], timeout)
 }
 
 /// Waits until a descriptor can be written to or `timeout` is over. `false` on timeout.
 pub(crate) fn wait_writable(fd: RawFd, timeout: Option<Duration>) -> io::Result<bool> {
-    wait_for(fd, libc::POLLOUT, timeout)
+    wait_for([(fd, libc::POLLOUT)], timeout)
 }
 
 /// Waits until the one can be read or the other written to.
 pub(crate) fn wait_either(read: RawFd, write: RawFd) -> io::Result<()> {
-    let poll = |fd, events| libc::pollfd { fd, events, revents: 0 };
-    let mut polls = [poll(read, libc::POLLIN), poll(write, libc::POLLOUT)];
-    loop {
-        // SAFETY: two live pollfds.
-        match check(unsafe { libc::poll(polls.as_mut_ptr(), 2, -1) }) {
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            polled => return polled.map(drop),
-        }
-    }
+    wait_for([(read, libc::POLLIN), (write, libc::POLLOUT)], None).map(drop)
 }
 
-fn wait_for(fd: RawFd, events: libc::c_short, timeout: Option<Duration>) -> io::Result<bool> {
+fn wait_for<const N: usize>(what: [(RawFd, libc::c_short); N], timeout: Option<Duration>) -> io::Result<bool> {
+    let mut polls = what.map(|(fd, events)| libc::pollfd { fd, events, revents: 0 });
     // A time that the clock cannot hold is no limit.
     let deadline = timeout.and_then(|timeout| std::time::Instant::now().checked_add(timeout));
     loop {
-        let mut poll = libc::pollfd { fd, events, revents: 0 };
         let left = match deadline {
             None => -1,
             Some(deadline) => {
@@ -274,8 +266,8 @@ fn wait_for(fd: RawFd, events: libc::c_short, timeout: Option<Duration>) -> io::
                 i32::try_from(left.as_millis().saturating_add(1)).unwrap_or(i32::MAX)
             }
         };
-        // SAFETY: one live pollfd.
-        match check(unsafe { libc::poll(&raw mut poll, 1, left) }) {
+        // SAFETY: so many live pollfds.
+        match check(unsafe { libc::poll(polls.as_mut_ptr(), N as libc::nfds_t, left) }) {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
             Ok(n) => return Ok(n > 0),
